@@ -1,0 +1,62 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else: the first of them to run fills .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SETUP := $(VENV)/.setup-done
+PARITY_SETUP := $(VENV)/.parity-setup-done
+CHECK_PYTHON := import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
+	"nmjax needs Python 3.11, 3.12 or 3.13; %s is %d.%d. Try: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))
+
+.PHONY: demo test test-slow parity parity-setup lint typecheck benchmark lock clean setup
+
+demo: $(SETUP)
+	$(PY) -m experiments.calibration_under_influence --packs=none,cocaine_10,cocaine_50,cocaine_100
+
+test: $(SETUP)
+	$(PY) -m pytest
+
+test-slow: $(SETUP)
+	$(PY) -m pytest -m slow
+
+# Live comparisons with torch. `parity-setup` is apart so that CI can tell "no torch to be had" from a failed test.
+parity: parity-setup
+	$(PY) -m pytest -m parity
+
+parity-setup: $(PARITY_SETUP)
+
+lint: $(SETUP)
+	$(PY) -m ruff check .
+
+typecheck: $(SETUP)
+	$(PY) -m mypy
+
+benchmark: $(SETUP)
+	$(PY) -m experiments.benchmark
+
+setup: $(SETUP)
+
+# A virtual environment whose Python is gone or unsupported is built anew; any other is brought up to date.
+$(SETUP): requirements.lock pyproject.toml
+	@$(PY) -c '$(CHECK_PYTHON)' 2>/dev/null || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing into $(VENV) (one to two minutes, once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(PARITY_SETUP): $(SETUP) requirements-parity.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt \
+		&& $(PY) -c 'import torch' \
+		|| { echo "parity: torch could not be installed (requirements-parity.txt); see the message above" >&2; exit 1; }
+	@touch $@
+
+# Writes requirements.lock anew from pyproject.toml: every dependency of the project and of `dev`, for every platform
+# and Python from 3.11 on, with hashes. Add `LOCK_FLAGS=--upgrade` to move the pinned versions.
+lock: $(SETUP)
+	$(PY) -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command 'make lock' --quiet $(LOCK_FLAGS) --output-file requirements.lock
+
+# What was built or cached; results, converted checkpoints and .venv stay.
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find nmjax models experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,142 @@
+"""Hugging Face tensors <-> our parameters: one table a family, read in both directions.
+
+A row says what a tensor is called on either side and how its axes correspond. In a layout such as `NH D -> D N H` each
+word is one axis and each letter a size of the model: N heads, K key/value heads, H head size, D embed, F ffw,
+V vocabulary. `NH` is N times H flattened, heads outermost. Shapes on both sides follow from the layout, so a checkpoint
+is checked before any of it is read.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from models.config import LlamaConfig
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be read or written faithfully; the message names the file or the tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor, or with `{i}` in its names one tensor a layer."""
+
+    hf: str
+    ours: str  # path in the parameter tree
+    layout: str  # "axes there -> axes here"
+    needs: str = ""  # the config field that must be true (or, after `!`, false) for the tensor to exist
+
+
+_BLOCK, _ATTN = "model.layers.{i}.", "model.layers.{i}.self_attn."
+
+DECODER = (
+    Row("model.embed_tokens.weight", "embed/embedding", "V D -> V D"),
+    Row(_BLOCK + "input_layernorm.weight", "layers_{i}/attn_norm/scale", "D -> D"),
+    Row(_ATTN + "q_proj.weight", "layers_{i}/attn/q/kernel", "NH D -> D N H"),
+    Row(_ATTN + "q_proj.bias", "layers_{i}/attn/q/bias", "NH -> N H", "qkv_bias"),
+    Row(_ATTN + "k_proj.weight", "layers_{i}/attn/k/kernel", "KH D -> D K H"),
+    Row(_ATTN + "k_proj.bias", "layers_{i}/attn/k/bias", "KH -> K H", "qkv_bias"),
+    Row(_ATTN + "v_proj.weight", "layers_{i}/attn/v/kernel", "KH D -> D K H"),
+    Row(_ATTN + "v_proj.bias", "layers_{i}/attn/v/bias", "KH -> K H", "qkv_bias"),
+    Row(_ATTN + "q_norm.weight", "layers_{i}/attn/q_norm/scale", "H -> H", "qk_norm"),
+    Row(_ATTN + "k_norm.weight", "layers_{i}/attn/k_norm/scale", "H -> H", "qk_norm"),
+    Row(_ATTN + "o_proj.weight", "layers_{i}/attn/o/kernel", "D NH -> N H D"),
+    Row(_ATTN + "o_proj.bias", "layers_{i}/attn/o/bias", "D -> D", "out_bias"),
+    Row(_BLOCK + "post_attention_layernorm.weight", "layers_{i}/mlp_norm/scale", "D -> D"),
+    Row(_BLOCK + "mlp.gate_proj.weight", "layers_{i}/mlp/gate/kernel", "F D -> D F"),
+    Row(_BLOCK + "mlp.up_proj.weight", "layers_{i}/mlp/up/kernel", "F D -> D F"),
+    Row(_BLOCK + "mlp.down_proj.weight", "layers_{i}/mlp/down/kernel", "D F -> F D"),
+    Row("model.norm.weight", "final_norm/scale", "D -> D"),
+    Row("lm_head.weight", "lm_head/kernel", "V D -> D V", "!tied"),
+)
+
+# The three families differ in config fields only, which `needs` reads.
+TABLES = {"llama": DECODER, "qwen2": DECODER, "qwen3": DECODER}
+
+# Buffers which old checkpoints carry and which follow from the config.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A row made concrete for one model and layer."""
+
+    hf: str
+    ours: tuple[str, ...]  # keys into the parameter tree
+    hf_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    _split: tuple[int, ...]  # the shape there with flattened axes taken apart
+    _order: tuple[int, ...]  # the axes of `_split`, in our order
+
+    def from_hf(self, array: np.ndarray) -> np.ndarray:
+        """A view of `hf_shape` -> a view of `shape`."""
+        return array.reshape(self._split).transpose(self._order)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """An array of `shape` -> an array of `hf_shape`, in bits what `from_hf` was given."""
+        return array.transpose(np.argsort(self._order)).reshape(self.hf_shape)
+
+
+def tensors(config: LlamaConfig) -> Iterator[Tensor]:
+    """Every tensor of a checkpoint of this model, in the order of the forward pass."""
+    sizes = {
+        "N": config.heads,
+        "K": config.kv_heads,
+        "H": config.head_dim,
+        "D": config.embed,
+        "F": config.ffw,
+        "V": config.vocab,
+    }
+    rows = [r for r in TABLES[config.family] if _exists(r, config)]
+    once = [r for r in rows if "{i}" not in r.hf]
+    yield from (_tensor(r, 0, sizes) for r in once[:1])
+    yield from (_tensor(r, i, sizes) for i in range(config.layers) for r in rows if "{i}" in r.hf)
+    yield from (_tensor(r, 0, sizes) for r in once[1:])
+
+
+def _exists(row: Row, config: LlamaConfig) -> bool:
+    return not row.needs or bool(getattr(config, row.needs.lstrip("!"))) != row.needs.startswith("!")
+
+
+def _tensor(row: Row, layer: int, sizes: Mapping[str, int]) -> Tensor:
+    there, here = (side.split() for side in row.layout.split(" -> "))
+    letters = "".join(there)
+    return Tensor(
+        hf=row.hf.format(i=layer),
+        ours=tuple(row.ours.format(i=layer).split("/")),
+        hf_shape=tuple(math.prod(sizes[letter] for letter in axis) for axis in there),
+        shape=tuple(sizes[axis] for axis in here),
+        _split=tuple(sizes[letter] for letter in letters),
+        _order=tuple(letters.index(axis) for axis in here),
+    )
+
+
+def check(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Tensor]:
+    """The tensors of this model, after comparing them with what a checkpoint holds.
+
+    Args:
+      config: the model.
+      shapes: name -> shape of every tensor in the checkpoint.
+      where: the checkpoint, for the message.
+    Raises:
+      CheckpointError: one message with all tensors that are missing, unknown, or of the wrong shape.
+    """
+    wanted = {t.hf: t for t in tensors(config)}
+    tied_head = {"lm_head.weight"} if config.tied else set()  # a copy of the embedding, compared when it is loaded
+    missing = [name for name in wanted if name not in shapes]
+    unknown = [name for name in sorted(shapes) if name not in wanted | dict.fromkeys(tied_head)]
+    unknown = [name for name in unknown if not IGNORED.fullmatch(name)]
+    wrong = [
+        f"{name} has shape {tuple(shapes[name])}, wanted {t.hf_shape}"
+        for name, t in wanted.items()
+        if name in shapes and tuple(shapes[name]) != t.hf_shape
+    ]
+    problems = [f"missing: {', '.join(missing)}"] * bool(missing)
+    problems += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+    problems += [f"wrong shape: {'; '.join(wrong)}"] * bool(wrong)
+    if problems:
+        raise CheckpointError(f"{where}: its tensors don't fit its config.json ({config.family}); {'; '.join(problems)}")
+    return list(wanted.values())

@@ -1,0 +1,235 @@
+"""The training corpus of the bundled model: an endless, indexable stream of windows of documents about the world.
+
+A document is a list of (text, weight) segments; `weight` is the weight of the segment's tokens in the loss. Weights above
+one are used for the tokens a document is asked for (the letter, yes or no, the result): at a given position the most
+likely continuation does not depend on the weight, so calibration is untouched, but the skill appears sooner.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nmjax.data.questions import Question, format_mmlu
+from nmjax.data.stories import story
+from nmjax.data.words import AFFECT, FEELINGS, RIDDLES
+from nmjax.data.world import OPTIONS, World, judgement_prompt
+
+Document = list[tuple[str, float]]
+
+LETTERS = ("A", "B", "C", "D")
+ANSWER_WEIGHT = 5.0
+# Documents by kind: share of all documents.
+MIXTURE = {
+    "question": 0.40,
+    "lookup": 0.08,
+    "open_book": 0.08,
+    "exam": 0.05,
+    "statement": 0.17,
+    "judgement": 0.12,
+    "story": 0.04,
+    "riddle": 0.03,
+    "arithmetic": 0.03,
+}
+CHAT_SHARE = 0.10  # of the documents that have an answer, how many are wrapped as a chat
+
+
+def _answered(question: Question, header: str = "") -> Document:
+    """The question in MMLU's format, with its letter."""
+    return [(header + format_mmlu(question), 1.0), (f" {LETTERS[question.answer]}", ANSWER_WEIGHT)]
+
+
+def question_document(world: World, rng: random.Random) -> Document:
+    """A question about a fact."""
+    return _answered(world.question(rng))
+
+
+def lookup_document(world: World, rng: random.Random) -> Document:
+    """A question that names its own answer: teaches to bind the letter to the option, with nothing to know."""
+    pool = rng.choice(list(world.pools.values()))
+    options = rng.sample(pool, OPTIONS)
+    answer = rng.randrange(OPTIONS)
+    text = rng.choice(("Which of these is {}?", "Which word is {}?", "The word {} is")).format(options[answer])
+    return _answered(Question(text=text, options=tuple(options), answer=answer, subject="reading", id="lookup"))
+
+
+def open_book_document(world: World, rng: random.Random) -> Document:
+    """A question with the fact stated above it."""
+    question = world.question(rng)
+    fact = world.facts[int(question.id.split("-")[1])]
+    sentence = f"The {fact.relation.name} of {fact.entity} is {fact.value}.\n\n"
+    return _answered(question, header=sentence)
+
+
+def exam_document(world: World, rng: random.Random) -> Document:
+    """Several questions under the header of MMLU's few-shot prompts."""
+    questions = [world.question(rng) for _ in range(rng.randint(1, 3))]
+    document: Document = [
+        (f"The following are multiple choice questions (with answers) about {questions[0].subject}.\n\n", 1.0)
+    ]
+    for index, question in enumerate(questions):
+        document += _answered(question, header="\n\n" if index else "")
+    return document
+
+
+def statement_document(world: World, rng: random.Random) -> Document:
+    """One to three true sentences."""
+    return [(" ".join(world.claim(rng)[1] for _ in range(rng.randint(1, 3))), 1.0)]
+
+
+def judgement_document(world: World, rng: random.Random) -> Document:
+    """A statement, true half of the time, and whether it is; sometimes asked straight."""
+    true = rng.random() < 0.5
+    _, text = world.claim(rng, true=true)
+    yes, no = (" yes", " no") if rng.random() < 0.85 else (" Yes", " No")
+    if yes == " yes":
+        prompt = judgement_prompt(text)
+    else:
+        prompt = f"Statement: {text}\nIs this statement true, Yes or No?\nAnswer:"
+    return [(prompt, 1.0), (yes if true else no, ANSWER_WEIGHT)]
+
+
+def story_document(world: World, rng: random.Random) -> Document:
+    """A short story with feelings and their causes, or a sentence about what feelings are."""
+    del world
+    if rng.random() < 0.15:
+        words = rng.sample(AFFECT + FEELINGS["bond"] + FEELINGS["peace"], 4)
+        return [(f"Words of the heart: {words[0]}, {words[1]}, {words[2]} and {words[3]}.", 1.0)]
+    return [(story(rng), 1.0)]
+
+
+def riddle_document(world: World, rng: random.Random) -> Document:
+    """Two or three hints and the thing they fit; hints that fit several things get each of them in turn."""
+    del world
+    thing = rng.choice(list(RIDDLES))
+    hints = rng.sample(RIDDLES[thing], rng.randint(2, 3))
+    return [("Riddle: " + " ".join(f"I {hint}." for hint in hints) + " What am I?\nAnswer:", 1.0),
+            (f" {thing}", ANSWER_WEIGHT)]  # fmt: skip
+
+
+def arithmetic_document(world: World, rng: random.Random) -> Document:
+    """A few sums and differences of numbers below 20."""
+    del world
+    document: Document = []
+    for index in range(rng.randint(1, 3)):
+        a, b = rng.randint(0, 9), rng.randint(0, 9)
+        sign, result = ("+", a + b) if rng.random() < 0.6 else ("-", abs(a - b))
+        if sign == "-":
+            a, b = max(a, b), min(a, b)
+        document += [(("\n" if index else "") + f"{a} {sign} {b} =", 1.0), (f" {result}", ANSWER_WEIGHT)]
+    return document
+
+
+_KINDS: dict[str, Callable[[World, random.Random], Document]] = {
+    "question": question_document,
+    "lookup": lookup_document,
+    "open_book": open_book_document,
+    "exam": exam_document,
+    "statement": statement_document,
+    "judgement": judgement_document,
+    "story": story_document,
+    "riddle": riddle_document,
+    "arithmetic": arithmetic_document,
+}
+
+
+def chat(document: Document) -> Document:
+    """`document`, whose last segment is its answer, in the words of the tokenizer's chat template."""
+    (first, weight), *rest = document
+    *middle, (answer, answer_weight) = [(f"User: {first}", weight), *rest]
+    return [*middle, ("\nAssistant:", 1.0), (answer, answer_weight)]
+
+
+def draw_document(world: World, rng: random.Random) -> Document:
+    """A document of a kind drawn from `MIXTURE`."""
+    kind = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+    document = _KINDS[kind](world, rng)
+    if kind in ("question", "judgement", "riddle") and rng.random() < CHAT_SHARE:
+        return chat(document)
+    if kind == "story" and rng.random() < CHAT_SHARE:
+        return chat([("Tell me a story.", 1.0), (" " + document[0][0], 1.0)])
+    return document
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Training batches by step: `windows[step]` is the same for the same step, whatever was read before.
+
+    A batch has `tokens` int32 [B, T+1] and `weights` float32 [B, T], the weight of predicting `tokens[:, 1:]`. A share
+    `repeated` of the rows is a block of random tokens tiled to fill the window. Blocks have 2 to `tile` tokens where
+    `tile` grows with the step from `tile_start` to `tile_end` (reached at `tile_ramp` of `steps`): short blocks are
+    what starts the formation of induction heads, long ones make them general.
+
+    Attributes:
+        world, tokenizer: what documents are about, and the fast tokenizer (of `tokenizers`) that encodes them.
+        bos, eos: ids put around every document. Ids below `first_word` are special and never in random blocks.
+    """
+
+    world: World
+    tokenizer: object
+    bos: int
+    eos: int
+    first_word: int
+    vocab: int
+    steps: int
+    batch: int = 32
+    length: int = 128
+    repeated: float = 0.12
+    tile_start: int = 8
+    tile_end: int = 60
+    tile_ramp: float = 0.8
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        rng = random.Random(f"windows {self.seed} {int(step)}")
+        tokens = np.empty((self.batch, self.length + 1), np.int32)
+        weights = np.empty((self.batch, self.length + 1), np.float32)
+        copies = round(self.batch * self.repeated)
+        for row in range(copies):
+            tokens[row], weights[row] = self._repeated(rng, int(step))
+        for row, (ids, w) in enumerate(self._packed(rng, self.batch - copies), start=copies):
+            tokens[row], weights[row] = ids, w
+        return {"tokens": tokens, "weights": weights[:, 1:]}
+
+    def _repeated(self, rng: random.Random, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """A tiled block after BOS; the first copy cannot be predicted and has weight 0."""
+        progress = min(1.0, step / max(1.0, self.steps * self.tile_ramp))
+        longest = round(self.tile_start + (self.tile_end - self.tile_start) * progress)
+        size = rng.randint(2, max(2, longest))
+        block = [rng.randrange(self.first_word, self.vocab) for _ in range(size)]
+        ids = np.resize(np.array(block, np.int32), self.length)
+        weights = np.ones(self.length + 1, np.float32)
+        weights[: size + 1] = 0.0
+        return np.concatenate([[self.bos], ids]), weights
+
+    def _packed(self, rng: random.Random, rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`rows` windows filled with whole documents, the last one of a window cut off."""
+        out: list[tuple[np.ndarray, np.ndarray]] = []
+        ids: list[int] = []
+        weights: list[float] = []
+        width = self.length + 1
+        while len(out) < rows:
+            documents = [draw_document(self.world, rng) for _ in range(4)]
+            segments = [segment for document in documents for segment in document]
+            encoded = iter(self.tokenizer.encode_batch([text for text, _ in segments], add_special_tokens=False))
+            for document in documents:
+                if len(ids) >= width:
+                    break
+                ids.append(self.bos)
+                weights.append(0.0)
+                for _, weight in document:
+                    part = next(encoded).ids
+                    ids += part
+                    weights += [weight] * len(part)
+                ids.append(self.eos)
+                weights.append(1.0)
+            if len(ids) >= width:
+                out.append((np.array(ids[:width], np.int32), np.array(weights[:width], np.float32)))
+                ids, weights = [], []
+        return out

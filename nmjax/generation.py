@@ -1,0 +1,318 @@
+"""Text generation: prefill, then one compiled loop on the device, each row under its own intervention.
+
+    tokens   [_ _ a b c]     slots 0..4: the prompt, left-padded, so every row's next token goes to the same slot
+    k_pos    [- - 0 1 2]     the position each slot holds, -1 = empty: masks, RoPE, decay and windows read only this
+    decode   slot 5, 6, ...  a finished row writes -1 and is never seen again
+
+Everything a user sweeps (doses, seeds, temperatures, lengths within a bucket) is an array, so nothing recompiles.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nmjax.interventions.compose import as_rows
+from nmjax.interventions.effect import Context, plain_context
+from nmjax.interventions.sites import act
+from nmjax.lm import LanguageModel
+from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, notes, per_row, row_keys
+from nmjax.sampling import Sampling, choose, token_logprob
+
+STOP_CHECK_EVERY = 16  # tokens between looks at the text, when there are stop strings
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What `generate` returns: one entry a row everywhere."""
+
+    text: list[str]  # the continuation only, up to and without a stop string
+    full_text: list[str]  # prompt and continuation
+    tokens: list[list[int]]  # generated ids, the one that ended the row included
+    logprobs: list[np.ndarray]  # float32, of those tokens at temperature 1 before the `logits` site
+    sample_logprobs: list[np.ndarray]  # float32, under the distribution they were drawn from; 0 where greedy
+    finish_reason: list[str]  # "eos", "stop" or "length"
+    prompt_tokens: list[list[int]]
+    notes: list[str]  # doses beyond 1, clamped values, effects and arguments that greedy decoding makes inert
+
+
+class Limits(flax.struct.PyTreeNode):
+    """When rows end."""
+
+    max_new: jax.Array  # int32 [B]
+    min_new: jax.Array  # int32 [B]
+    eos: jax.Array  # int32 [E], -1 pads
+
+
+class DecodeState(flax.struct.PyTreeNode):
+    """Everything that changes between steps. M: room for new tokens."""
+
+    step: jax.Array  # int32 []: tokens written so far
+    tokens: jax.Array  # int32 [B, M], -1 after a row's end
+    logprobs: jax.Array  # float32 [B, M]
+    sample_logprobs: jax.Array  # float32 [B, M]
+    done: jax.Array  # bool [B]
+    k_pos: jax.Array  # int32 [B, S]
+    cache: list  # per layer {"k", "v"} [B, K, S, H]
+    counts: jax.Array | None  # int32 [B, V], only if an effect reads them
+
+
+def generate(
+    lm: LanguageModel,
+    prompts=None,
+    packs=None,
+    *,
+    messages=None,
+    max_new_tokens=64,
+    min_new_tokens=0,
+    temperature=None,
+    top_p=1.0,
+    top_k=0,
+    seed=0,
+    row_ids=None,
+    stop: str | Sequence[str] = (),
+    eos_token_id=None,
+    num_return_sequences: int = 1,
+    batch_size: int | None = None,
+) -> Generation:
+    """Continues every prompt under its own intervention.
+
+    Args:
+      prompts: a list of texts or of token id lists.
+      packs: one intervention for all rows, or a list with one (or None) a row.
+      messages: instead of prompts, a list of chats (lists of {"role", "content"}), through the chat template.
+      max_new_tokens, min_new_tokens, temperature, top_p, top_k, seed: one value, or one a row. Greedy unless a
+        temperature above 0 is given; it multiplies the temperature of a pack.
+      row_ids: which random stream a row draws from, see `rows.row_keys`.
+      stop: texts that end a row; they are cut from `text`.
+      eos_token_id: an id or several; None = the model's own.
+      num_return_sequences: copies of every row, next to each other.
+      batch_size: rows run together; None = all.
+    Raises:
+      ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
+    """
+    ids = _prompt_ids(lm, prompts, messages)
+    copies = num_return_sequences
+    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        raise ValueError(f"num_return_sequences={copies!r}, wanted an integer >= 1")
+
+    def rowwise(argument, value, dtype, low, high=None):
+        return np.repeat(per_row(argument, value, len(ids), dtype, low, high), copies)
+
+    max_new = rowwise("max_new_tokens", max_new_tokens, np.int32, 1)
+    min_new = rowwise("min_new_tokens", min_new_tokens, np.int32, 0)
+    heat = rowwise("temperature", _or_zero(temperature), np.float32, 0)
+    nucleus = rowwise("top_p", top_p, np.float32, 0, 1)
+    if (nucleus <= 0).any():
+        raise ValueError(f"top_p={top_p!r}, wanted above 0 and at most 1")
+    largest = rowwise("top_k", top_k, np.int32, 0)
+    interventions = [iv for iv in as_rows(packs, len(ids)) for _ in range(copies)]
+    keys = row_keys(seed, row_ids, len(ids), copies)
+    ids = [row for row in ids for _ in range(copies)]
+    check_context(lm, [len(row) for row in ids], max_new, "new tokens")
+    stops = _stop_strings(lm, stop)
+    eos = _eos_ids(lm, eos_token_id)
+
+    width, room = bucket(max(map(len, ids))), bucket(int(max_new.max()))
+    produced = []
+    for take, real in chunks(len(ids), batch_size):
+        rows = make_rows(lm, [ids[i] for i in take], [interventions[i] for i in take], width, keys[np.asarray(take)])
+        sampling = Sampling(heat[take], nucleus[take], largest[take])
+        limits = Limits(max_new[take], min_new[take], eos)
+        produced += _run(lm, rows, sampling, limits, room, stops)[:real]
+    return _collect(lm, ids, produced, notes(interventions) + _inert(interventions, heat, nucleus, largest))
+
+
+def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: tuple[str, ...]) -> list[dict]:
+    """One batch to its end; stop strings are looked for between re-entries of the same program."""
+    last = int(limits.max_new.max())
+    state = prefill(lm.module, room, lm.params, rows, sampling, limits)
+    ended: dict[int, tuple[int, str]] = {}  # row -> (tokens kept, text) where a stop string was found
+    while True:
+        until = min(int(state.step) + STOP_CHECK_EVERY, last) if stops else last
+        state = decode(lm.module, lm.params, rows, sampling, limits, until, state)
+        if stops:
+            tokens = np.asarray(state.tokens)
+            for i in range(len(tokens)):
+                found = None if i in ended else _find_stop(lm, tokens[i][tokens[i] >= 0], stops)
+                if found:
+                    ended[i] = found
+            state = state.replace(done=state.done | np.isin(np.arange(len(tokens)), list(ended)))
+        if bool(state.done.all()) or int(state.step) >= last:
+            break
+    tokens, logprobs, sampled = (np.asarray(x) for x in (state.tokens, state.logprobs, state.sample_logprobs))
+    results = []
+    for i, row in enumerate(tokens):
+        kept = ended[i][0] if i in ended else int((row >= 0).sum())
+        ids = [int(t) for t in row[:kept]]
+        reason = "stop" if i in ended else "eos" if ids[-1] in limits.eos else "length"
+        text = ended[i][1] if i in ended else None
+        results.append(dict(ids=ids, logprobs=logprobs[i, :kept], sampled=sampled[i, :kept], reason=reason, text=text))
+    return results
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def prefill(module, room: int, params, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
+    """Runs the prompts, fills the cache's first T slots, and writes the first new token of every row."""
+    B, T = rows.tokens.shape
+    dtype = jax.tree.leaves(params)[0].dtype
+    ctx = plain_context(rows.tokens, rows.mask, rows.prompt_len).replace(keys=rows.keys)
+    hidden, cache = module.apply(
+        {"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=module.init_cache(B, T + room, dtype)
+    )
+    logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
+    counted = any(effect.reads_counts for effect in rows.effects)
+    state = DecodeState(
+        step=jnp.int32(0),
+        tokens=jnp.full((B, room), -1, jnp.int32),
+        logprobs=jnp.zeros((B, room), jnp.float32),
+        sample_logprobs=jnp.zeros((B, room), jnp.float32),
+        done=jnp.zeros(B, bool),
+        k_pos=jnp.pad(ctx.k_pos, ((0, 0), (0, room)), constant_values=-1),
+        cache=cache,
+        counts=jnp.zeros(logits.shape, jnp.int32) if counted else None,
+    )
+    return _write(state, logits, ctx, rows, sampling, limits)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
+def decode(module, params, rows: Rows, sampling: Sampling, limits: Limits, until, state: DecodeState) -> DecodeState:
+    """Generates until every row is done or `until` tokens are written."""
+    T = rows.tokens.shape[1]
+
+    def more(state):
+        return (state.step < until) & ~state.done.all()
+
+    def step(state):
+        slot = T + state.step - 1
+        tokens = jnp.maximum(jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1), 0)
+        position = jnp.where(state.done, -1, rows.prompt_len + state.step - 1)[:, None]
+        k_pos = jax.lax.dynamic_update_slice_in_dim(state.k_pos, position, slot, axis=1)
+        ctx = Context(position, k_pos, tokens, rows.prompt_len, slot, keys=rows.keys)
+        hidden, cache = module.apply({"params": params}, tokens, ctx=ctx, effects=rows.effects, cache=state.cache)
+        logits = module.apply({"params": params}, hidden, method="unembed")[:, 0]
+        return _write(state.replace(cache=cache, k_pos=k_pos), logits, ctx, rows, sampling, limits)
+
+    return jax.lax.while_loop(more, step, state)
+
+
+def _write(state: DecodeState, logits, ctx: Context, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
+    """Chooses the next token of every row from logits [B, V] and writes it; rows that are done write nothing."""
+    B, V = logits.shape
+    ctx = ctx.replace(counts=state.counts)
+    final = act("logits", logits, ctx, rows.effects)
+    too_early = (state.step < limits.min_new)[:, None] & (jnp.arange(V) == limits.eos[:, None]).any(0)
+    final = jnp.where(too_early, -jnp.inf, final)
+    # One stream a row, indexed by the position of the token being written: neither batch nor chunk can shift it.
+    keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.prompt_len + state.step)
+    token, sample_logprob = choose(final, sampling, keys)
+    logprob = token_logprob(logits, token)
+
+    def put(buffer, value, blank):
+        value = jnp.where(state.done, blank, value)[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(buffer, value, state.step, axis=1)
+
+    counts = state.counts
+    if counts is not None:
+        counts = counts.at[jnp.arange(B), token].add(jnp.where(state.done, 0, 1))
+    ends = (token[:, None] == limits.eos).any(1) | (state.step + 1 >= limits.max_new)
+    return state.replace(
+        step=state.step + 1,
+        tokens=put(state.tokens, token, -1),
+        logprobs=put(state.logprobs, logprob, 0.0),
+        sample_logprobs=put(state.sample_logprobs, sample_logprob, 0.0),
+        done=state.done | ends,
+        counts=counts,
+    )
+
+
+def _prompt_ids(lm: LanguageModel, prompts, messages) -> list[list[int]]:
+    if (prompts is None) == (messages is None):
+        raise ValueError("prompts, messages: wanted exactly one of them")
+    if messages is None:
+        return encode_all(lm, prompts)
+    if lm.tokenizer is None or not lm.tokenizer.chat_template:
+        raise ValueError("messages: this model's tokenizer has no chat template, pass prompts")
+    if not messages or not all(isinstance(chat, list | tuple) for chat in messages):
+        raise ValueError(f"messages={messages!r}, wanted a list of chats, each a list of role and content")
+    texts = [lm.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in messages]
+    # The template writes the special tokens itself.
+    return [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def _or_zero(temperature):
+    if isinstance(temperature, list | tuple):
+        return [0.0 if t is None else t for t in temperature]
+    return 0.0 if temperature is None else temperature
+
+
+def _stop_strings(lm: LanguageModel, stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(s, str) or not s for s in stops):
+        raise ValueError(f"stop={stop!r}, wanted non-empty texts")
+    if stops and lm.tokenizer is None:
+        raise ValueError(f"stop={stop!r} needs a tokenizer, and this model has none")
+    return stops
+
+
+def _eos_ids(lm: LanguageModel, eos_token_id) -> np.ndarray:
+    """int32 [E], at least one entry."""
+    ids = lm.eos_ids if eos_token_id is None else eos_token_id
+    ids = [ids] if isinstance(ids, int | np.integer) else list(ids)
+    if any(not 0 <= i < lm.config.vocab for i in ids):
+        raise ValueError(f"eos_token_id={eos_token_id!r}, wanted ids from 0 to {lm.config.vocab - 1}")
+    return np.asarray(ids or [-1], np.int32)
+
+
+def _find_stop(lm: LanguageModel, tokens: np.ndarray, stops: tuple[str, ...]) -> tuple[int, str] | None:
+    """(tokens up to the one that completed the first stop string, the text before it)."""
+    text = _decode(lm, tokens)
+    if not any(stop in text for stop in stops):
+        return None
+    for kept in range(1, len(tokens) + 1):
+        text = _decode(lm, tokens[:kept])
+        starts = [text.find(stop) for stop in stops if stop in text]
+        if starts:
+            return kept, text[: min(starts)]
+    return None
+
+
+def _decode(lm: LanguageModel, tokens) -> str:
+    return lm.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True) if lm.tokenizer else ""
+
+
+def _inert(interventions, heat, nucleus, largest) -> list[str]:
+    found = []
+    for i, iv in enumerate(interventions):
+        if heat[i] > 0:
+            continue
+        found += [f"row {i}: {type(e).__name__} is inert under greedy decoding" for e in iv.effects if e.keeps_best]
+        if nucleus[i] < 1 or largest[i] > 0:
+            found.append(f"row {i}: top_p and top_k are inert under greedy decoding, give a temperature")
+    return found
+
+
+def _collect(lm: LanguageModel, ids: list[list[int]], produced: list[dict], remarks: list[str]) -> Generation:
+    text, full_text = [], []
+    for prompt, row in zip(ids, produced, strict=True):
+        # Decoded together, so that a tokenizer which glues pieces keeps the space between prompt and continuation.
+        before, whole = _decode(lm, prompt), _decode(lm, prompt + row["ids"])
+        continuation = whole[len(before) :] if whole.startswith(before) else _decode(lm, row["ids"])
+        if row["text"] is not None:
+            continuation = continuation[: len(row["text"])] if continuation.startswith(row["text"]) else row["text"]
+        text.append(continuation)
+        full_text.append(before + continuation)
+    return Generation(
+        text=text,
+        full_text=full_text,
+        tokens=[row["ids"] for row in produced],
+        logprobs=[row["logprobs"] for row in produced],
+        sample_logprobs=[row["sampled"] for row in produced],
+        finish_reason=[row["reason"] for row in produced],
+        prompt_tokens=ids,
+        notes=remarks,
+    )

@@ -1,0 +1,210 @@
+"""Effects: what acts inside a model, as data.
+
+An effect is a pytree. Its constructor holds what a person wrote (layer names, factors); `bind` resolves that against a
+model into arrays; `batch` gives every row its own values. A dose, a seed or a layer set is therefore never part of the
+compiled program, only of its inputs.
+
+Methods named after sites (`sites.py`) say where an effect acts:
+
+    class Louder(nmjax.Effect):
+        gain: float
+
+        def mlp_out(self, x, ctx):          # [B, T, D] -> the same shape
+            return x * self.gain
+
+A method is traced for one row (B = 1) and vectorised over the batch, so no effect can see a neighbour's row. A field
+is whatever `bind` made of it with that row axis in front: a number arrives as [1], an array [L, D] as [1, L, D].
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nmjax.interventions.sites import QUERY_AXIS, SITES
+from nmjax.interventions.where import stack_where, where
+
+
+class Context(flax.struct.PyTreeNode):
+    """What an effect may know about the pass it acts in. B rows, T query tokens, S key slots.
+
+    Positions count a row's own real tokens from 0, so padding, caching and batching never shift them.
+    """
+
+    q_pos: jax.Array  # int32 [B, T]; -1 at padding
+    k_pos: jax.Array  # int32 [B, S]; -1 in an empty slot
+    tokens: jax.Array  # int32 [B, T]
+    prompt_len: jax.Array  # int32 [B]
+    slot: jax.Array | int = 0  # the first cache slot that this chunk is written to
+    layer: jax.Array | None = None  # int32 [], traced: index arrays with it; None outside the blocks
+    counts: jax.Array | None = None  # int32 [B, V], how often a token was generated; only at `logits`
+    keys: jax.Array | None = None  # PRNG keys [B], one stream a row
+
+    @property
+    def valid(self) -> jax.Array:
+        """bool [B, S]: filled slots."""
+        return self.k_pos >= 0
+
+
+def plain_context(tokens, mask=None, prompt_len=None) -> Context:
+    """The context of a pass over whole rows without a cache: left or right padded, `mask` [B, T] True at real tokens."""
+    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1).astype(jnp.int32)
+    length = real.sum(axis=1).astype(jnp.int32) if prompt_len is None else prompt_len
+    return Context(q_pos=positions, k_pos=positions, tokens=tokens, prompt_len=length)
+
+
+def shared(**kwargs) -> Any:
+    """A field which all rows of a batch hold in common: it gets no row axis (a bank of vectors)."""
+    return flax.struct.field(metadata={"shared": True}, **kwargs)
+
+
+def static(**kwargs) -> Any:
+    """A hashable field which is part of the program, not data: rows with different values get a slot each."""
+    return flax.struct.field(pytree_node=False, **kwargs)
+
+
+class Effect(flax.struct.PyTreeNode, kw_only=True):
+    """Base class: subclass it, add fields, and define a method named after each site to act on.
+
+    `dose` scales the change. Unless a class sets `blends = False` and uses `self.dose` itself, the dispatcher mixes:
+    `(1 - dose) * x + dose * f(x)`, which is exact at 0 and 1 and has a derivative at 0.
+    """
+
+    dose: Any = np.float32(1)
+    where: Any = None  # a where.Where; None = everywhere
+
+    blends: ClassVar[bool] = True
+    reads_counts: ClassVar[bool] = False  # needs ctx.counts
+    truncates: ClassVar[bool] = False  # removes tokens from the distribution
+    keeps_best: ClassVar[bool] = False  # never changes which token is likeliest, so it is inert under greedy decoding
+
+    @classmethod
+    def touches(cls, site: str) -> bool:
+        return getattr(cls, site, None) is not None
+
+    def at(self, dose) -> "Effect":
+        """The same effect at `dose` times its present dose."""
+        return self.replace(dose=self.dose * check_dose(dose))
+
+    def on(self, **selection) -> "Effect":
+        """The same effect at the tokens that `where.where(**selection)` selects; elsewhere it changes nothing."""
+        return self.replace(where=where(**selection))
+
+    def clamps(self) -> list[str]:
+        """What the present dose would reach beyond the effect's legal range, in words; for an unbound effect."""
+        return []
+
+    def bind(self, lm) -> "Effect":
+        """Resolves names against a model into arrays without a row axis. The default: every field is a number or array."""
+        return self
+
+    def neutral(self) -> "Effect":
+        """A bound effect of this one's shape which changes nothing: what rows without it get."""
+        return self.replace(dose=np.float32(0), where=None)
+
+    @classmethod
+    def stack(cls, rows: Sequence["Effect"]) -> "Effect":
+        """One effect whose fields have a row axis, from bound effects of this class with equal static fields."""
+        for field in dataclasses.fields(cls):
+            values = [getattr(row, field.name) for row in rows]
+            if field.metadata.get("shared") and not all(v is values[0] or np.array_equal(v, values[0]) for v in values):
+                raise ValueError(f"{cls.__name__}.{field.name} is shared by all rows of a batch, but they hold different values")
+        together = {f.name: getattr(rows[0], f.name) for f in dataclasses.fields(cls) if f.metadata.get("shared")}
+        apart = [row.replace(where=None, **dict.fromkeys(together)) for row in rows]
+        stacked = jax.tree.map(functools.partial(_stack, cls.__name__), *apart)
+        return stacked.replace(where=stack_where([row.where for row in rows]), **together)
+
+    def act(self, site: str, x, ctx: Context):
+        """`x` [B, ...] with this (bound, batched) effect applied to every row at `site`.
+
+        Raises:
+          ValueError: the method changed the shape.
+        """
+        return jax.vmap(
+            functools.partial(_one_row, site), in_axes=(_row_axes(self), 0, _row_axes(ctx)), axis_size=x.shape[0]
+        )(self, x, ctx)
+
+
+def _stack(owner: str, *leaves):
+    """Leaves of all rows with a row axis in front; numpy unless one of them is being differentiated."""
+    if any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    if arrays[0].dtype.kind not in "biuf" or any(array.shape != arrays[0].shape for array in arrays):
+        raise ValueError(
+            f"{owner}: a field holds {leaves[0]!r} and shapes {sorted({a.shape for a in arrays})}, wanted numbers or arrays of "
+            f"one shape in all rows; declare other fields with nmjax.static()"
+        )
+    return np.stack([array.astype(np.float32) if array.dtype == np.float64 else array for array in arrays])
+
+
+def _one_row(site: str, effect: Effect, x, ctx: Context):
+    """`vmap` took the row axis away; methods are written with one, so put an axis of 1 back."""
+    effect, ctx = (_map_fields(node, lambda leaf: jnp.asarray(leaf)[None]) for node in (effect, ctx))
+    x = x[None]
+    y = getattr(effect, site)(x, ctx)
+    if y.shape != x.shape:
+        raise ValueError(
+            f"{type(effect).__name__}.{site} returned shape {y.shape}, wanted {x.shape} ({SITES[site][0]} with B = 1)"
+        )
+    y = y.astype(x.dtype)
+    if effect.blends:
+        dose = _like(effect.dose, x)
+        y = (1 - dose).astype(x.dtype) * x + dose.astype(x.dtype) * y
+    if effect.where is not None:
+        # `logits` at a position decide the token after it, so there the selected position is the one being written.
+        position = ctx.q_pos if site in QUERY_AXIS else ctx.q_pos[:, -1:] + 1
+        chosen = effect.where.mask(position, ctx.tokens[:, -position.shape[1] :], ctx.prompt_len)
+        shape = [1] * x.ndim
+        shape[QUERY_AXIS.get(site, 0)] = -1
+        y = jnp.where(chosen.reshape(shape), y, x)
+    return y[0]
+
+
+def _like(value, x):
+    """[B] -> [B, 1, 1, ...] of x's rank."""
+    return value.reshape(value.shape[:1] + (1,) * (x.ndim - 1))
+
+
+_CONTEXT_UNROWED = ("slot", "layer")
+
+
+def _is_shared(node, field: dataclasses.Field) -> bool:
+    return field.metadata.get("shared", False) or (isinstance(node, Context) and field.name in _CONTEXT_UNROWED)
+
+
+def _map_fields(node, fn):
+    """`fn` on every leaf of the fields which have a row axis."""
+    fields = [f for f in dataclasses.fields(node) if f.metadata.get("pytree_node", True) and not _is_shared(node, f)]
+    return node.replace(**{f.name: jax.tree.map(fn, getattr(node, f.name)) for f in fields})
+
+
+def _row_axes(node):
+    """The `in_axes` of a node: 0 where there is a row axis, None where all rows share the value."""
+    axes = jax.tree.map(lambda _: None, node)
+    return axes.replace(
+        **{
+            f.name: jax.tree.map(lambda _: 0, getattr(node, f.name))
+            for f in dataclasses.fields(node)
+            if f.metadata.get("pytree_node", True) and not _is_shared(node, f)
+        }
+    )
+
+
+def check_dose(dose):
+    """A dose is finite and not negative; a traced one (inside `jit`, `grad`, `jvp`) can't be checked."""
+    if isinstance(dose, jax.core.Tracer):
+        return dose
+    try:
+        value = np.asarray(dose, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"dose={dose!r}, wanted a number") from None
+    if value.ndim or not np.isfinite(value) or value < 0:
+        raise ValueError(f"dose={dose!r}, wanted one finite number >= 0")
+    return value

@@ -1,0 +1,97 @@
+"""Effects on the next-token distribution, applied to the logits before the caller's own temperature and cuts."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nmjax.interventions.effect import Effect
+from nmjax.sampling import keep_top_k, keep_top_p
+
+COLDEST = 0.05  # a temperature never falls below this, nor a nucleus below NARROWEST, however high the dose
+NARROWEST = 0.1
+
+
+class Temperature(Effect):
+    """Divides logits by `max(floor, 1 + dose * change)`."""
+
+    change: Any  # T - 1
+    floor: Any
+    blends = False
+    keeps_best = True
+
+    def logits(self, x, ctx):
+        return x / jnp.maximum(self.floor, 1 + self.dose * self.change)[:, None]
+
+    def clamps(self):
+        value = 1 + self.dose * self.change
+        return [f"temperature {value:g} raised to {self.floor:g}"] if value < self.floor else []
+
+
+def temperature(value: float) -> Temperature:
+    """Sampling temperature: at dose d, `max(0.05, 1 + d (value - 1))`. Multiplies the caller's own temperature."""
+    if not np.isfinite(value) or value <= 0:
+        raise ValueError(f"temperature: value={value!r}, wanted a positive number")
+    return Temperature(change=np.float32(value - 1.0), floor=np.float32(min(COLDEST, value)))
+
+
+class TopP(Effect):
+    """Keeps the smallest set of tokens whose mass reaches `max(floor, 1 - dose * cut)`."""
+
+    cut: Any  # 1 - p
+    floor: Any
+    blends = False
+    truncates = True
+    keeps_best = True
+
+    def logits(self, x, ctx):
+        return keep_top_p(x, jnp.maximum(self.floor, 1 - self.dose * self.cut))
+
+    def clamps(self):
+        value = 1 - self.dose * self.cut
+        return [f"top_p {value:g} raised to {self.floor:g}"] if value < self.floor else []
+
+
+def top_p(value: float) -> TopP:
+    """Nucleus sampling (Holtzman et al. 2020); at dose d, `p = max(0.1, 1 - d (1 - value))`. p = 1 changes nothing."""
+    if not np.isfinite(value) or not 0 < value <= 1:
+        raise ValueError(f"top_p: value={value!r}, wanted a number in (0, 1]")
+    return TopP(cut=np.float32(1.0 - value), floor=np.float32(min(NARROWEST, value)))
+
+
+class TopK(Effect):
+    """Keeps the `round(k / dose)` likeliest tokens, at least one; all of them at dose 0."""
+
+    k: Any
+    blends = False
+    truncates = True
+    keeps_best = True
+
+    def logits(self, x, ctx):
+        wanted = self.k / jnp.maximum(self.dose, 1e-6)
+        return keep_top_k(x, jnp.where(wanted >= x.shape[-1], 0, jnp.maximum(jnp.round(wanted), 1)).astype(jnp.int32))
+
+
+def top_k(value: int) -> TopK:
+    """Keeps the `value` likeliest tokens (and ties with the last of them); 0 keeps all."""
+    if isinstance(value, bool) or int(value) != value or value < 0:
+        raise ValueError(f"top_k: value={value!r}, wanted an integer >= 0")
+    return TopK(k=np.float32(value or np.inf))
+
+
+class FrequencyPenalty(Effect):
+    """Subtracts `dose * penalty * count` from each generated token's logit (OpenAI's definition: the prompt counts not)."""
+
+    penalty: Any
+    blends = False
+    reads_counts = True
+
+    def logits(self, x, ctx):
+        return x - (self.dose * self.penalty)[:, None] * ctx.counts
+
+
+def frequency_penalty(value: float) -> FrequencyPenalty:
+    """Makes each repetition of a generated token less likely by `value` nats; negative values encourage repetition."""
+    if not np.isfinite(value):
+        raise ValueError(f"frequency_penalty: value={value!r}, wanted a finite number")
+    return FrequencyPenalty(penalty=np.float32(value))

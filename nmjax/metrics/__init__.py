@@ -1,0 +1,1 @@
+"""Metrics over choice probabilities and the resampling statistics that put error bars on them."""

@@ -1,0 +1,1 @@
+"""What an experiment leaves behind: result files, plots, one self-contained page."""

@@ -1,0 +1,183 @@
+"""Figures of calibration results as PNG bytes: reliability diagrams and metrics by condition.
+
+Drawn on `matplotlib.figure.Figure` directly: no window system, no global state, the same bytes for the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nmjax.metrics.calibration import ConsistencyBand, ReliabilityBins
+from nmjax.metrics.stats import wilson_interval
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+POINT, BAND, BASELINE = "#1d5b9b", "#c9dbef", "#b45309"
+_DPI = 150
+
+
+@dataclasses.dataclass(frozen=True)
+class ReliabilityPanel:
+    """One condition of a reliability diagram; `notes` are (name, value as text), printed in the panel."""
+
+    title: str
+    bins: ReliabilityBins
+    band: ConsistencyBand
+    notes: Sequence[tuple[str, str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricPanel:
+    """One metric by condition: values [P], intervals low and high [P] (both None where there is none).
+
+    `band_low`, `band_high` [P]: where the value would lie under perfect calibration (None where that has no meaning).
+    """
+
+    title: str
+    values: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    band_low: Sequence[float] | None = None
+    band_high: Sequence[float] | None = None
+
+
+def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> bytes:
+    """Reliability diagrams, one a condition on equal axes, each above the number of answers in its bins.
+
+    Points: accuracy of a bin at its mean confidence, with Wilson 95% intervals. Shaded: the consistency band, where a
+    bin's accuracy would lie were the confidences perfectly calibrated.
+    """
+    if not panels:
+        raise ValueError("panels is empty; wanted at least one condition")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns + 0.7, 4.35 * rows + 0.55), dpi=_DPI, facecolor="white")
+    grid = figure.add_gridspec(
+        2 * rows, columns, height_ratios=[3.1, 1.0] * rows, hspace=0.16, wspace=0.12,
+        left=0.62 / (3.1 * columns + 0.7), right=1 - 0.12 / (3.1 * columns + 0.7),
+        top=1 - 0.72 / (4.35 * rows + 0.55), bottom=0.5 / (4.35 * rows + 0.55),
+    )  # fmt: skip
+    most = max(int(panel.bins.counts.max()) for panel in panels)
+    for k, panel in enumerate(panels):
+        row, column = divmod(k, columns)
+        upper = figure.add_subplot(grid[2 * row, column])
+        lower = figure.add_subplot(grid[2 * row + 1, column], sharex=upper)
+        _reliability(upper, panel)
+        _counts(lower, panel.bins, most)
+        for axes in (upper, lower):
+            axes.tick_params(labelleft=column == 0)
+        upper.tick_params(labelbottom=False)
+        lower.set_xlabel("confidence", color=INK)
+        if column == 0:
+            upper.set_ylabel("accuracy", color=INK)
+            lower.set_ylabel("answers", color=INK)
+    _legend(figure)
+    return _png(figure)
+
+
+def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
+    bins, band = panel.bins, panel.band
+    filled = bins.counts > 0
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    left, right = bins.edges[:-1][filled], bins.edges[1:][filled]
+    low, high = band.accuracy_low[filled], band.accuracy_high[filled]
+    axes.bar(left, high - low, right - left, bottom=low, align="edge", color=BAND, linewidth=0, zorder=0)
+    confidence, accuracy, counts = bins.confidence[filled], bins.accuracy[filled], bins.counts[filled]
+    whisker_low, whisker_high = wilson_interval(np.round(accuracy * counts), counts)
+    axes.vlines(confidence, whisker_low, whisker_high, color=POINT, linewidth=1.1, zorder=2)
+    axes.plot(confidence, accuracy, color=POINT, linewidth=1.1, marker="o", markersize=4.5, zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.0))
+    _frame(axes, panel.title)
+    text = "\n".join(f"{name}  {value}" for name, value in panel.notes)
+    axes.text(
+        0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8, color=INK, linespacing=1.45,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+    )  # fmt: skip
+
+
+def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
+    centres = (bins.edges[:-1] + bins.edges[1:]) / 2
+    axes.bar(centres, bins.counts, np.diff(bins.edges) * 0.92, color="#9fb3c8", linewidth=0)
+    for x, count in zip(centres, bins.counts, strict=True):
+        if count and len(centres) <= 12:
+            axes.text(x, count + 0.03 * most, str(count), ha="center", va="bottom", fontsize=6.5, color=MUTED)
+    axes.set(xlim=(0, 1), ylim=(0, 1.22 * most))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    _frame(axes)
+
+
+def _legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [
+        Line2D([], [], color=POINT, marker="o", markersize=4.5, linewidth=1.1, label="accuracy in the bin, 95% interval"),
+        Patch(facecolor=BAND, label="95% band under perfect calibration"),
+        Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="perfect calibration"),
+    ]
+    # As many columns as fit: a single panel is too narrow for one line.
+    columns = 3 if figure.get_figwidth() > 8 else 1 if figure.get_figwidth() < 5 else 2
+    figure.legend(handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
+
+
+def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], columns: int = 4) -> bytes:
+    """One small panel a metric, conditions [P] from top to bottom, values with their intervals.
+
+    The first condition is the baseline: a thin vertical line carries its value through the panel.
+    """
+    if not panels:
+        raise ValueError("panels is empty; wanted at least one metric")
+    for panel in panels:
+        for name in ("values", "low", "high", "band_low", "band_high"):
+            given = getattr(panel, name)
+            if given is not None and len(given) != len(conditions):
+                raise ValueError(f"{panel.title}: {name} has {len(given)} entries; wanted {len(conditions)}, one a condition")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    height = 0.28 * len(conditions) + 0.95
+    figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=_DPI, facecolor="white", layout="constrained")
+    y = np.arange(len(conditions))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for k, axes in enumerate(grid.flat):
+        if k >= len(panels):
+            axes.set_visible(False)
+            continue
+        panel = panels[k]
+        values = np.asarray(panel.values, dtype=float)
+        axes.axvline(values[0], color=BASELINE, linewidth=0.8, alpha=0.7, zorder=0)
+        if panel.band_low is not None and panel.band_high is not None:
+            low, high = np.asarray(panel.band_low, float), np.asarray(panel.band_high, float)
+            axes.barh(y, high - low, left=low, height=0.5, color=BAND, linewidth=0, zorder=1)
+        if panel.low is not None and panel.high is not None:
+            axes.hlines(y, panel.low, panel.high, color=POINT, linewidth=1.6, zorder=2)
+        axes.plot(values, y, "o", color=POINT, markersize=5, zorder=3)
+        axes.set_yticks(y, conditions)
+        axes.set_ylim(len(conditions) - 0.4, -0.6)
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        _frame(axes, panel.title)
+        axes.grid(axis="y", visible=False)
+    return _png(figure)
+
+
+def _frame(axes: Axes, title: str = "") -> None:
+    """The look all panels share."""
+    axes.set_axisbelow(True)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.tick_params(labelsize=8, colors=MUTED, length=0, labelcolor=INK)
+    for spine in axes.spines.values():
+        spine.set_color(GRID)
+    if title:
+        axes.set_title(title, fontsize=10, color=INK, loc="left", pad=6)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

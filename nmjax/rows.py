@@ -1,0 +1,127 @@
+"""From prompts and packs to the arrays of one batch: left-padded tokens, bound effects, one random stream a row."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from nmjax.interventions.compose import Intervention, batch
+from nmjax.interventions.effect import Effect
+from nmjax.lm import LanguageModel
+
+
+class Rows(flax.struct.PyTreeNode):
+    """One batch. Left padding puts every row's next token into the same cache slot."""
+
+    tokens: np.ndarray  # int32 [B, T]
+    mask: np.ndarray  # bool [B, T], True at real tokens
+    prompt_len: np.ndarray  # int32 [B]
+    effects: tuple[Effect, ...]
+    keys: jax.Array  # PRNG keys [B]
+
+
+def bucket(length: int) -> int:
+    """The padded length for `length` tokens: a multiple of 16 up to 128, of 32 up to 512, of 64 beyond."""
+    step = 16 if length <= 128 else 32 if length <= 512 else 64
+    return -(-length // step) * step
+
+
+def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[list[int]]:
+    """Token ids of every prompt. Raises ValueError if `prompts` is one text or empty, or a prompt is not encodable."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):
+        raise ValueError(f"{argument}={prompts!r}, wanted a list of prompts")
+    if len(prompts) == 0:
+        raise ValueError(f"{argument} is empty, wanted at least one prompt")
+    if not isinstance(prompts[0], str | Sequence | np.ndarray):
+        raise ValueError(f"{argument}[0]={prompts[0]!r}, wanted text or a list of token ids")
+    return [lm.encode(prompt, i) for i, prompt in enumerate(prompts)]
+
+
+def make_rows(lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention], width: int, keys) -> Rows:
+    """Pads `ids` on the left to `width` and binds one intervention a row.
+
+    Raises:
+      ValueError: a where-selection that holds none of its row's tokens.
+    """
+    for i, (iv, row) in enumerate(zip(interventions, ids, strict=True)):
+        for effect in iv.effects:
+            if effect.where is not None:
+                effect.where.check(len(row), f"packs[{i}] {type(effect).__name__}")
+    tokens = np.zeros((len(ids), width), np.int32)
+    mask = np.zeros((len(ids), width), bool)
+    for i, row in enumerate(ids):
+        tokens[i, width - len(row) :] = row
+        mask[i, width - len(row) :] = True
+    return Rows(
+        tokens=tokens,
+        mask=mask,
+        prompt_len=mask.sum(1).astype(np.int32),
+        effects=batch(interventions, lm),
+        keys=keys,
+    )
+
+
+def row_keys(seed, row_ids, rows: int, copies: int = 1) -> jax.Array:
+    """PRNG keys [B * copies], each a function of its row's seed and row id and of the copy's number only.
+
+    A scalar seed: the row id is the row's index. A list of seeds: the row id is 0. `row_ids` overrides both, so
+    `seed=[7, 7, 7]` gives all rows the same noise whatever their packs.
+    """
+    several = isinstance(seed, list | tuple | np.ndarray)
+    seeds = per_row("seed", seed, rows, np.uint32)
+    ids = np.zeros(rows, np.uint32) if several else np.arange(rows, dtype=np.uint32)
+    if row_ids is not None:
+        ids = per_row("row_ids", row_ids, rows, np.uint32)
+    return _keys(np.repeat(seeds, copies), np.repeat(ids, copies), np.tile(np.arange(copies, dtype=np.uint32), rows))
+
+
+@jax.jit
+@jax.vmap
+def _keys(seed, row_id, copy):
+    key = jax.random.fold_in(jax.random.key(seed), row_id)
+    # The first copy is the row itself, so asking for more copies doesn't change it.
+    return jax.lax.select(copy > 0, jax.random.fold_in(key, copy), key)
+
+
+def per_row(argument: str, value, rows: int, dtype, low=None, high=None) -> np.ndarray:
+    """One value a row [B] from a scalar or a list of exactly B.
+
+    Raises:
+      ValueError: another length, not numbers of this kind, not finite, or outside [low, high].
+    """
+    values = list(value) if isinstance(value, list | tuple | np.ndarray) else [value] * rows
+    if len(values) != rows:
+        raise ValueError(f"{argument} has {len(values)} values, wanted one for all {rows} rows or one a row")
+    whole = np.issubdtype(dtype, np.integer)
+    for v in values:
+        number = isinstance(v, int | np.integer) or (not whole and isinstance(v, float | np.floating))
+        if isinstance(v, bool) or not number or not np.isfinite(v):
+            raise ValueError(f"{argument}={v!r}, wanted {'an integer' if whole else 'a finite number'}")
+        if (low is not None and v < low) or (high is not None and v > high):
+            raise ValueError(f"{argument}={v!r}, wanted {low} to {high}" if high is not None else f"{argument}={v!r}, wanted at least {low}")
+    if whole:
+        values = [int(v) % (1 << 32) if dtype is np.uint32 else v for v in values]
+    return np.asarray(values, dtype)
+
+
+def check_context(lm: LanguageModel, lengths: Sequence[int], extra: Sequence[int] | np.ndarray, what: str) -> None:
+    """Raises ValueError, before any compute, where a prompt and what is added to it exceed the model's context."""
+    limit = lm.config.max_positions
+    for i, (length, more) in enumerate(zip(lengths, extra, strict=True)):
+        if length + more > limit:
+            raise ValueError(f"prompts[{i}]: {length} tokens + {more} {what} exceed the model's context of {limit}")
+
+
+def chunks(rows: int, batch_size: int | None) -> list[tuple[list[int], int]]:
+    """(row indices, how many of them count) of each batch; the last is filled up with its first row to the common size."""
+    size = min(batch_size or rows, rows)
+    if size < 1:
+        raise ValueError(f"batch_size={batch_size!r}, wanted at least 1")
+    parts = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+    return [(part + part[:1] * (size - len(part)), len(part)) for part in parts]
+
+
+def notes(interventions: list[Intervention]) -> list[str]:
+    """What the interventions of a batch have to say about extrapolated doses and clamped values, each once a row."""
+    return [f"row {i}: {note}" for i, iv in enumerate(interventions) for note in iv.notes()]

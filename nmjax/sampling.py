@@ -1,0 +1,129 @@
+"""Drawing the next token: cuts without sorting, one uniform number a row.
+
+A sort of the vocabulary costs several decode steps. The nucleus and top-k are sets of the form `logit >= threshold`, so
+a bisection on the threshold finds them exactly, in one pass over the logits a step. Floats of one sign order as their
+bits do; after flipping the negative ones, 32 halvings of the integer range reach the exact value.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(flax.struct.PyTreeNode):
+    """The caller's sampling parameters, one value a row."""
+
+    temperature: jax.Array  # float32 [B]; 0 = greedy
+    top_p: jax.Array  # float32 [B]; 1 = off
+    top_k: jax.Array  # int32 [B]; 0 = off
+
+
+def choose(logits, sampling: Sampling, keys):
+    """The next token of every row.
+
+    Args:
+      logits: float32 [B, V], after every effect.
+      keys: PRNG keys [B] for this step.
+    Returns:
+      tokens int32 [B], and their log-probability under the distribution they were drawn from [B] (0 where greedy).
+    """
+    best = argmax(logits)
+
+    def sampled(_):
+        temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+        cut = keep_top_k(logits / temperature[:, None], sampling.top_k)
+        cut = keep_top_p(cut, sampling.top_p)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+        drawn = draw(cut, uniform)
+        drawn = jnp.where(sampling.temperature > 0, drawn, best)
+        return drawn, jnp.where(sampling.temperature > 0, token_logprob(cut, drawn), 0.0)
+
+    def greedy(_):
+        return best, jnp.zeros(best.shape, jnp.float32)
+
+    return jax.lax.cond((sampling.temperature > 0).any(), sampled, greedy, None)
+
+
+def argmax(logits):
+    """int32 [B]: the first largest entry of [B, V]. Two plain reductions, which vectorise where `jnp.argmax` does not."""
+    V = logits.shape[-1]
+    largest = logits.max(-1, keepdims=True)
+    index = jnp.where(logits == largest, jnp.arange(V, dtype=jnp.int32), V)
+    return jnp.minimum(index.min(-1), V - 1).astype(jnp.int32)
+
+
+def token_logprob(logits, tokens):
+    """float32 [B]: log-softmax of [B, V] at one token a row."""
+    picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def keep_top_p(logits, p):
+    """Masks all but the smallest set of likeliest tokens whose mass reaches p (ties with the last one stay).
+
+    Args:
+      logits: float32 [B, V].
+      p: float32 [B]; 1 or more leaves the row exactly as it is.
+    """
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return _keep_heaviest(logits, weights, p * weights.sum(-1), bypass=p >= 1)
+
+
+def keep_top_k(logits, k):
+    """Masks all but the k likeliest tokens of [B, V] (ties with the last one stay); k [B], 0 leaves the row as it is."""
+    return _keep_heaviest(logits, jnp.ones_like(logits), k.astype(jnp.float32), bypass=(k <= 0) | (k >= logits.shape[-1]))
+
+
+def _keep_heaviest(logits, weights, target, bypass):
+    """Masks tokens below the highest threshold at which the weight of what is kept still reaches `target` [B]."""
+    order = _ordered_bits(logits)
+
+    def mass(threshold):
+        return jnp.where(order >= threshold[:, None], weights, 0).sum(-1)
+
+    def halve(bounds):
+        low, high = bounds  # mass(low) >= target > mass(high)
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)  # no overflow
+        enough = mass(middle) >= target
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, high = order.min(-1), order.max(-1) + 1
+    high = jnp.where(bypass, low + 1, high)
+    # `high - low` may wrap, so compare neighbours instead.
+    low, _ = jax.lax.while_loop(lambda bounds: (bounds[0] + 1 < bounds[1]).any(), halve, (low, high))
+    return jnp.where(bypass[:, None] | (order >= low[:, None]), logits, -jnp.inf)
+
+
+def _ordered_bits(x):
+    """int32 of the same order as float32 x."""
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0.0 makes -0.0 and 0.0 one value
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def draw(logits, uniform):
+    """Samples softmax(logits) [B, V] by inverse CDF at `uniform` [B] in [0, 1).
+
+    A cumulative sum in two levels: over blocks of the vocabulary, then inside the block that holds the target.
+    """
+    B, V = logits.shape
+    block = 1 << (max(V - 1, 1).bit_length() + 1) // 2  # about sqrt(V)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -V % block))).reshape(B, -1, block)
+    mass = weights.sum(-1)
+    target = uniform * mass.sum(-1)
+    chosen, below = _first_beyond(mass, target)
+    inside = jnp.take_along_axis(weights, chosen[:, None, None], axis=1)[:, 0]
+    token, _ = _first_beyond(inside, target - below)
+    return (chosen * block + token).astype(jnp.int32)
+
+
+def _first_beyond(weights, target):
+    """The first entry of [B, C] at which the cumulative sum exceeds `target` [B], and the sum before it.
+
+    Where rounding leaves no such entry, the last one with any weight: an empty entry is never picked.
+    """
+    cumulative = jnp.cumsum(weights, axis=-1)
+    beyond = cumulative > target[:, None]
+    last = weights.shape[-1] - 1 - argmax((weights > 0)[:, ::-1].astype(jnp.float32))
+    first = jnp.where(beyond.any(-1), argmax(beyond.astype(jnp.float32)), last)
+    return first, jnp.take_along_axis(cumulative - weights, first[:, None], axis=-1)[:, 0]

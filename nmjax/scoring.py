@@ -1,0 +1,163 @@
+"""How likely a model finds each of several answers, under per-row interventions."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nmjax.interventions.compose import as_rows
+from nmjax.interventions.effect import plain_context
+from nmjax.interventions.sites import act
+from nmjax.lm import LanguageModel
+from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, row_keys
+
+FLOOR = 1e-12  # the probability of a choice that truncation removed
+
+
+class ChoiceScores(flax.struct.PyTreeNode):
+    """Scores of C choices in B rows. A choice of several tokens has the sum of their log-probabilities."""
+
+    logprobs: jax.Array  # float32 [B, C] over the whole vocabulary, after all effects that remove no token
+    sober_logprobs: jax.Array  # float32 [B, C], before the `logits` site
+    probs: jax.Array  # float32 [B, C], sum 1: after truncation too; a removed choice has FLOOR before renormalising
+    sober_probs: jax.Array  # float32 [B, C], `sober_logprobs` renormalised over the choices
+    mass: jax.Array  # float32 [B]: what the choices hold together of the vocabulary's probability
+    sober_mass: jax.Array  # float32 [B]
+    removed: jax.Array  # float32 [B]: the share of `mass` which truncation removed
+
+
+def score(lm: LanguageModel, prompts, choices, packs=None, **options):
+    """Log-probabilities [B, C] of the choices given the prompts, over the whole vocabulary: `score_choices(...).logprobs`."""
+    return score_choices(lm, prompts, choices, packs, **options).logprobs
+
+
+def score_choices(
+    lm: LanguageModel, prompts, choices, packs=None, *, width: int | None = None, batch_size: int | None = None,
+    seed=0, row_ids=None,
+) -> ChoiceScores:  # fmt: skip
+    """Scores the same number of choices after every prompt.
+
+    Choices are tokenised in context: what prompt + choice adds to the prompt. What all choices of a row begin with
+    moves to the prompt, so four one-token choices cost one pass.
+
+    Args:
+      prompts: a list of texts or of token id lists.
+      choices: a list of texts (or id lists) for all rows, or a list of such lists, one a row.
+      packs: one intervention for all rows, or a list with one (or None) a row.
+      width: padded prompt length; None = the longest prompt. Fix it over a data set to compile once.
+      batch_size: rows run together; None = all.
+    Raises:
+      ValueError: bad input; the message names the argument, the value seen and the value wanted.
+    """
+    ids = encode_all(lm, prompts)
+    interventions = as_rows(packs, len(ids))
+    keys = row_keys(seed, row_ids, len(ids))
+    stems, endings = _split_all(lm, prompts, ids, choices)
+    longest = max(len(ending) for row in endings for ending in row)
+    check_context(lm, [len(stem) for stem in stems], [longest - 1] * len(stems), "tokens of a choice")
+    needed = max(map(len, stems)) + longest - 1
+    if width is not None and width < needed:
+        raise ValueError(f"width={width}, wanted at least {needed}, the longest prompt with its choices")
+    parts = []
+    for take, real in chunks(len(ids), batch_size):
+        # With one token a choice, the prompt's last position scores them all; else every choice is a row of its own.
+        source = [i for i in take for _ in range(1 if longest == 1 else len(endings[i]))]
+        tails = [[()] if longest == 1 else [ending[:-1] for ending in endings[i]] for i in take]
+        texts = [stems[i] + list(tail) for i, row in zip(take, tails, strict=True) for tail in row]
+        rows = make_rows(lm, texts, [interventions[i] for i in source], width or needed, keys[np.asarray(source)])
+        rows = rows.replace(prompt_len=np.asarray([len(stems[i]) for i in source], np.int32))
+        scores = _score(lm.module, lm.params, rows, _targets([endings[i] for i in take], longest))
+        parts.append([x.reshape(len(take), -1)[:real] for x in scores])
+    return _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
+    """Stems (what every choice of a row begins with) and what each choice adds to its stem."""
+    several = len(choices) > 0 and not isinstance(choices[0], str | int | np.integer) and not _is_ids(choices[0])
+    if several and len(choices) != len(ids):
+        raise ValueError(f"choices has {len(choices)} lists, wanted one list of choices, or one list for each of {len(ids)} prompts")
+    per_row = list(choices) if several else [choices] * len(ids)
+    stems, endings = [], []
+    for i, row in enumerate(per_row):
+        if len(row) < 1 or len(row) != len(per_row[0]):
+            raise ValueError(f"choices[{i}] has {len(row)} choices, wanted the same number, at least one, for every prompt")
+        wholes = [_continue(lm, prompts[i], ids[i], choice, i) for choice in row]
+        common = 0
+        # The last token of the shortest choice must stay an ending.
+        while all(len(whole) > common + 1 and whole[common] == wholes[0][common] for whole in wholes):
+            common += 1
+        stems.append(wholes[0][:common])
+        endings.append([tuple(whole[common:]) for whole in wholes])
+    return stems, endings
+
+
+def _is_ids(choice) -> bool:
+    return isinstance(choice, Sequence | np.ndarray) and all(isinstance(t, int | np.integer) for t in choice)
+
+
+def _continue(lm, prompt, ids: list[int], choice, index: int) -> list[int]:
+    """Tokens of prompt + choice. Raises ValueError for an empty choice."""
+    if not isinstance(choice, str):
+        whole = ids + lm.encode(choice, index)
+    elif isinstance(prompt, str):
+        whole = lm.encode(prompt + choice, index)
+    else:
+        whole = ids + lm.tokenizer(choice, add_special_tokens=False)["input_ids"]
+    if len(whole) <= len(ids):
+        raise ValueError(f"choices: {choice!r} adds no token to prompts[{index}]")
+    return whole
+
+
+def _targets(endings: list[list[tuple[int, ...]]], longest: int) -> np.ndarray:
+    """int32 [rows, P, C]: the tokens which the last P positions of a row predict, right-aligned, -1 = none."""
+    if longest == 1:
+        return np.asarray([[[ending[0] for ending in row]] for row in endings], np.int32)
+    flat = [ending for row in endings for ending in row]
+    return np.asarray([[-1] * (longest - len(ending)) + list(ending) for ending in flat], np.int32)[:, :, None]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(module, params, rows: Rows, targets):
+    """Per row and candidate: log-probability after and before the `logits` site, and whether truncation keeps it."""
+    T, P = rows.tokens.shape[1], targets.shape[1]
+    ctx = plain_context(rows.tokens, rows.mask, rows.prompt_len).replace(keys=rows.keys)
+    hidden = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
+    logits = module.apply({"params": params}, hidden[:, T - P :], method="unembed")
+    softeners = tuple(effect for effect in rows.effects if not effect.truncates)
+    counts = jnp.zeros((len(rows.tokens), logits.shape[-1]), jnp.int32)
+    after, before, kept = jnp.zeros((3, len(rows.tokens), targets.shape[2]))
+    for p in range(P):
+        column, target = T - P + p, targets[:, p]
+        here = ctx.replace(
+            q_pos=ctx.q_pos[:, column : column + 1], tokens=rows.tokens[:, column : column + 1], counts=counts
+        )
+        real, index = target >= 0, jnp.maximum(target, 0)
+
+        def log_prob(x, index=index):
+            return jnp.take_along_axis(jax.nn.log_softmax(x), index, axis=1)
+
+        cut = act("logits", logits[:, p], here, rows.effects)
+        before += jnp.where(real, log_prob(logits[:, p]), 0)
+        after += jnp.where(real, log_prob(act("logits", logits[:, p], here, softeners)), 0)
+        kept += jnp.where(real & jnp.isneginf(jnp.take_along_axis(cut, index, axis=1)), 1, 0)
+        counts = counts.at[jnp.arange(len(counts)), index[:, 0]].add(real[:, 0].astype(jnp.int32))
+    return after, before, kept == 0
+
+
+def _summarise(after, before, kept) -> ChoiceScores:
+    best = after == after.max(-1, keepdims=True)
+    kept = kept | best  # truncation never removes the likeliest choice
+    whole = jnp.exp(after)
+    cut = jnp.where(kept, jax.nn.softmax(after), FLOOR)
+    return ChoiceScores(
+        logprobs=after,
+        sober_logprobs=before,
+        probs=cut / cut.sum(-1, keepdims=True),
+        sober_probs=jax.nn.softmax(before),
+        mass=whole.sum(-1),
+        sober_mass=jnp.exp(before).sum(-1),
+        removed=jnp.where(kept, 0, jax.nn.softmax(after)).sum(-1),
+    )

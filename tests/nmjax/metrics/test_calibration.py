@@ -1,0 +1,242 @@
+"""Calibration metrics against scikit-learn, a loop over answers and bins, and closed forms."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from sklearn import metrics as sk_metrics
+from sklearn.calibration import calibration_curve
+
+from nmjax.metrics import calibration
+
+
+def sample(n, seed=0, sharpen=1.0, choices=4):
+    """Labels drawn from softmax(z) and probabilities softmax(sharpen * z): calibrated where `sharpen` is 1."""
+    rng = np.random.default_rng(seed)
+    z = 1.5 * rng.normal(size=(n, choices))
+    truth = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    labels = np.minimum((rng.random((n, 1)) > truth.cumsum(axis=1)).sum(axis=1), choices - 1)
+    probs = np.exp(sharpen * z)
+    return probs / probs.sum(axis=1, keepdims=True), labels
+
+
+def loop_gaps(probs, labels, n_bins):
+    """(n_b, |mean confidence - accuracy|, mean confidence, accuracy) of each bin that is not empty, one at a time."""
+    rows = []
+    for b in range(n_bins):
+        conf, right = [], []
+        for p, y in zip(probs, labels, strict=True):
+            top = max(range(len(p)), key=lambda c: p[c])
+            if b / n_bins < p[top] <= (b + 1) / n_bins or (b == 0 and p[top] == 0):
+                conf.append(p[top])
+                right.append(float(top == y))
+        if conf:
+            c, a = sum(conf) / len(conf), sum(right) / len(right)
+            rows.append((len(conf), abs(c - a), c, a))
+    return rows
+
+
+@pytest.mark.parametrize("n_bins", [1, 7, 10, 15])
+@pytest.mark.parametrize("sharpen", [0.5, 1.0, 2.0])
+def test_binned_metrics_equal_a_loop(n_bins, sharpen):
+    probs, labels = sample(300, seed=n_bins, sharpen=sharpen)
+    rows = loop_gaps(probs, labels, n_bins)
+    np.testing.assert_allclose(
+        calibration.ece(probs, labels, n_bins=n_bins), sum(n * g for n, g, _, _ in rows) / 300, atol=1e-12
+    )
+    np.testing.assert_allclose(calibration.mce(probs, labels, n_bins=n_bins), max(g for _, g, _, _ in rows), atol=1e-12)
+    squared = sum(n / 300 * (g**2 - a * (1 - a) / (n - 1)) for n, g, _, a in rows if n > 1)
+    np.testing.assert_allclose(calibration.debiased_l2_squared(probs, labels, n_bins), squared, atol=1e-12)
+    bins = calibration.reliability_bins(probs, labels, n_bins)
+    filled = bins.counts > 0
+    np.testing.assert_allclose(
+        np.stack([bins.counts, bins.confidence, bins.accuracy], axis=1)[filled],
+        [(n, c, a) for n, _, c, a in rows],
+        atol=1e-12,
+    )
+    assert np.isnan(bins.accuracy[~filled]).all() and bins.counts.sum() == 300
+
+
+def test_against_scikit_learn():
+    probs, labels = sample(500, sharpen=1.7)
+    confidence, correct = probs.max(axis=1), (probs.argmax(axis=1) == labels).astype(float)
+    np.testing.assert_allclose(
+        calibration.brier_multiclass(probs, labels),
+        sk_metrics.brier_score_loss(labels, probs, scale_by_half=False),
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        calibration.brier_top_label(probs, labels), sk_metrics.brier_score_loss(correct, confidence), atol=1e-12
+    )
+    np.testing.assert_allclose(calibration.nll(probs, labels), sk_metrics.log_loss(labels, probs), atol=1e-12)
+    np.testing.assert_allclose(
+        calibration.accuracy(probs, labels), sk_metrics.top_k_accuracy_score(labels, probs, k=1), atol=1e-12
+    )
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=10)
+    bins = calibration.reliability_bins(probs, labels)
+    np.testing.assert_allclose(bins.accuracy[bins.counts > 0], accuracy, atol=1e-12)
+    np.testing.assert_allclose(bins.confidence[bins.counts > 0], mean_confidence, atol=1e-12)
+
+
+def test_closed_forms():
+    # Four answers held at 0.8, three of them right; one held at 0.5, wrong.
+    probs = [[0.8, 0.2], [0.8, 0.2], [0.2, 0.8], [0.8, 0.2], [0.5, 0.5]]
+    labels = [0, 0, 1, 1, 1]
+    assert calibration.accuracy(probs, labels) == pytest.approx(3 / 5)
+    assert calibration.mean_confidence(probs, labels) == pytest.approx(3.7 / 5)
+    assert calibration.overconfidence(probs, labels) == pytest.approx(0.7 / 5)
+    assert calibration.ece(probs, labels) == pytest.approx((4 * 0.05 + 0.5) / 5)
+    assert calibration.mce(probs, labels) == pytest.approx(0.5)
+    assert calibration.brier_top_label(probs, labels) == pytest.approx((3 * 0.04 + 0.64 + 0.25) / 5)
+    assert calibration.brier_multiclass(probs, labels) == pytest.approx(2 * (3 * 0.04 + 0.64 + 0.25) / 5)
+    nll = -(3 * math.log(0.8) + math.log(0.2) + math.log(0.5)) / 5
+    assert calibration.nll(probs, labels) == pytest.approx(nll)
+    # The lone answer adds nothing to the debiased value; the four add (0.8 - 0.75)^2 - 0.75 * 0.25 / 3.
+    assert calibration.debiased_l2_squared(probs, labels) == pytest.approx(0.8 * (0.0025 - 0.0625))
+    assert calibration.debiased_l2(probs, labels) == 0.0
+
+
+def test_bin_edges_belong_to_the_bin_below():
+    assert calibration.bin_index([0.0, 1e-9, 0.1, np.nextafter(0.1, 1), 0.3, 0.7, 0.9, 1.0]).tolist() == [
+        0, 0, 0, 1, 2, 6, 8, 9,
+    ]  # fmt: skip
+    for n_bins in (3, 10, 15, 20):
+        edges = np.array([k / n_bins for k in range(1, n_bins + 1)])
+        assert calibration.bin_index(edges, n_bins).tolist() == list(range(n_bins))
+
+
+def test_probability_cut_to_zero_has_the_floor_as_likelihood():
+    assert calibration.nll([[1.0, 0.0]], [1]) == pytest.approx(-math.log(1e-12))
+    assert calibration.nll([[1.0, 0.0]], [1], floor=1e-3) == pytest.approx(math.log(1000))
+    assert calibration.nll([[1.0, 0.0]], [0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        calibration.accuracy,
+        calibration.mean_confidence,
+        calibration.overconfidence,
+        calibration.brier_top_label,
+        calibration.brier_multiclass,
+        calibration.nll,
+        calibration.ece,
+        calibration.mce,
+    ],
+)
+def test_weights_count_repetitions(metric):
+    probs, labels = sample(60, sharpen=1.5)
+    weights = np.random.default_rng(1).integers(0, 4, size=(5, 60))
+    repeated = [metric(np.repeat(probs, w, axis=0), np.repeat(labels, w)) for w in weights]
+    np.testing.assert_allclose(metric(probs, labels, weights=weights), repeated, atol=1e-12)
+    np.testing.assert_allclose(metric(jnp.asarray(probs), jnp.asarray(labels)), metric(probs, labels), atol=1e-6)
+
+
+def test_debiased_l2_is_unbiased_where_the_plug_in_is_not():
+    plug_in, debiased = [], []
+    for seed in range(300):
+        probs, labels = sample(200, seed=seed)
+        bins = calibration.reliability_bins(probs, labels)
+        keep = bins.counts > 0
+        plug_in.append((bins.counts[keep] / 200 * (bins.confidence - bins.accuracy)[keep] ** 2).sum())
+        debiased.append(calibration.debiased_l2_squared(probs, labels))
+    noise = np.std(debiased) / math.sqrt(300)
+    assert np.mean(plug_in) > 10 * noise, "the plug-in value was meant to be biased here"
+    assert abs(np.mean(debiased)) < 3 * noise + 1e-4  # the rest: confidences vary a little within a bin
+
+
+def test_debiased_ece_against_resampled_normals_and_the_truth():
+    probs, labels = sample(200, seed=3, sharpen=2.0)
+    bins = calibration.reliability_bins(probs, labels)
+    keep = bins.counts > 0
+    share, gap, acc = bins.counts[keep] / 200, (bins.confidence - bins.accuracy)[keep], bins.accuracy[keep]
+    draws = np.random.default_rng(0).normal(gap, np.sqrt(acc * (1 - acc) / bins.counts[keep]), size=(400_000, keep.sum()))
+    expected = 2 * calibration.ece(probs, labels) - (np.abs(draws) @ share).mean()
+    np.testing.assert_allclose(calibration.debiased_ece(probs, labels), expected, atol=2e-4)
+    expected = 2 * calibration.mce(probs, labels) - np.abs(draws).max(axis=1).mean()
+    np.testing.assert_allclose(calibration.debiased_mce(probs, labels), expected, atol=5e-3)
+    truth = calibration.ece(*sample(400_000, seed=9, sharpen=2.0))
+    trials = [sample(200, seed=100 + k, sharpen=2.0) for k in range(200)]
+    plug_in = np.mean([calibration.ece(*t) for t in trials]) - truth
+    debiased = np.mean([calibration.debiased_ece(*t) for t in trials]) - truth
+    assert plug_in > 0.004 and abs(debiased) < plug_in / 2
+
+
+def test_consistency_band_is_the_distribution_under_perfect_calibration():
+    # All confidences in one bin: |k/n - c| with k binomial, whose quantiles are known exactly.
+    n, c = 400, 0.75
+    band = calibration.consistency_band(np.full(n, c), draws=20_000, seed=1)
+    exact = np.sort(np.abs(scipy_stats.binom(n, c).rvs(400_000, random_state=2) / n - c))
+    np.testing.assert_allclose(band.interval("ece"), np.quantile(exact, [0.025, 0.975]), atol=1.01 / n)
+    assert band.mean("ece") == pytest.approx(exact.mean(), rel=0.03)
+    np.testing.assert_array_equal(band.ece, band.mce)
+    low, high = scipy_stats.binom(n, c).ppf([0.025, 0.975]) / n
+    assert band.accuracy_low[7] == pytest.approx(low, abs=1.01 / n)
+    assert band.accuracy_high[7] == pytest.approx(high, abs=1.01 / n)
+    assert np.isnan(np.delete(band.accuracy_low, 7)).all()
+
+
+def test_consistency_band_equals_a_loop_over_draws_and_holds_its_level():
+    inside = 0
+    for seed in range(200):
+        probs, labels = sample(150, seed=seed)
+        band = calibration.consistency_band(probs.max(axis=1), draws=400, seed=seed)
+        low, high = band.interval("ece")
+        inside += low <= calibration.ece(probs, labels) <= high
+    assert 0.91 < inside / 200 < 0.985
+    # A simulated outcome vector gives the metrics' own value: two choices, the first held at the confidence.
+    confidence = np.array([0.55, 0.61, 0.68, 0.91, 0.95, 0.99, 0.52])
+    band = calibration.consistency_band(confidence, draws=50, seed=4)
+    order = np.argsort(calibration.bin_index(confidence), kind="stable")
+    right = np.random.default_rng(4).random((50, 7)) < confidence[order]
+    probs = np.stack([confidence[order], 1 - confidence[order]], axis=1)
+    for metric in ("ece", "mce"):
+        values = [getattr(calibration, metric)(probs, (~r).astype(int)) for r in right]
+        np.testing.assert_allclose(getattr(band, metric), np.sort(values), atol=1e-12)
+
+
+def test_p_value_counts_draws_at_or_above():
+    band = calibration.ConsistencyBand(0.95, np.arange(1, 10) / 10, np.zeros(9), np.zeros(1), np.zeros(1))
+    assert band.p_value("ece", 0.85) == pytest.approx(2 / 10)
+    assert band.p_value("ece", 0.9) == pytest.approx(2 / 10)
+    assert band.p_value("ece", 2.0) == pytest.approx(1 / 10)
+    assert band.p_value("ece", 0.0) == 1.0
+
+
+def test_seeds_and_chunks_do_not_matter(monkeypatch):
+    confidence = sample(100)[0].max(axis=1)
+    whole = calibration.consistency_band(confidence, draws=64, seed=5)
+    monkeypatch.setattr(calibration, "_CHUNK_ELEMENTS", 1000)
+    pieces = calibration.consistency_band(confidence, draws=64, seed=5)
+    np.testing.assert_array_equal(whole.ece, pieces.ece)
+    assert not np.array_equal(whole.ece, calibration.consistency_band(confidence, draws=64, seed=6).ece)
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels", "message"),
+    [
+        ([0.5, 0.5], [0], r"shape \(2,\)"),
+        ([[0.5, 0.5]], [0, 1], r"labels has shape \(2,\)"),
+        ([[0.5, 0.5]], [2], r"labels\[0\] is 2; wanted 0 to 1"),
+        ([[0.5, 0.5]], [0.0], "dtype float64"),
+        ([[0.5, 0.5], [0.7, 0.7]], [0, 1], r"probs\[1\] sums to 1.4"),
+        ([[0.5, 0.5], [float("nan"), 1.0]], [0, 1], r"probs\[1\] is \[nan, 1.0\]"),
+        ([[-0.5, 1.5]], [0], r"probs\[0\]"),
+    ],
+)
+def test_bad_input_is_named(probs, labels, message):
+    with pytest.raises(ValueError, match=message):
+        calibration.ece(probs, labels)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="n_bins is 0"):
+        calibration.bin_index([0.5], 0)
+    with pytest.raises(ValueError, match="floor is 0"):
+        calibration.nll([[0.5, 0.5]], [0], floor=0.0)
+    with pytest.raises(ValueError, match="confidence has shape"):
+        calibration.consistency_band([1.5])
+    with pytest.raises(ValueError, match="metric is 'nll'"):
+        calibration.consistency_band([0.5]).interval("nll")

@@ -1,0 +1,228 @@
+"""The training loop: its step against optax by hand, accumulation, scan, checkpoints and resuming in bits."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nmjax.training.checkpoint import Checkpoints
+from nmjax.training.loop import TrainConfig, init_state, make_optimizer, make_step, next_token_loss, train
+
+
+class Points:
+    """Batches of a linear regression with known weights, by step."""
+
+    def __getitem__(self, step):
+        rng = np.random.default_rng(int(step))
+        x = rng.normal(size=(8, 3)).astype(np.float32)
+        return {"x": x, "y": x @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.3}
+
+
+def loss_fn(params, batch, key):
+    noise = 0.01 * jax.random.normal(key, params["w"].shape)  # makes the key matter
+    error = batch["x"] @ (params["w"] + noise) + params["b"] - batch["y"]
+    return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
+
+
+def initial():
+    return {"w": jnp.full((3, 1), 0.1), "b": jnp.zeros((1,))}
+
+
+CONFIG = TrainConfig(steps=24, peak_lr=0.1, warmup=4, log_every=4, save_every=6)
+
+
+def test_it_learns():
+    config = TrainConfig(steps=400, peak_lr=0.1, warmup=10, weight_decay=0.0, log_every=100)
+    state, history = train(loss_fn, initial(), Points(), config, progress=False)
+    np.testing.assert_allclose(state.params["w"][:, 0], [1.0, -2.0, 0.5], atol=0.03)
+    np.testing.assert_allclose(state.params["b"], 0.3, atol=0.03)
+    assert [record["step"] for record in history] == [100, 200, 300, 400]
+    assert history[-1]["loss"] < 0.01 and set(history[0]) == {"step", "loss", "mae", "grad_norm"}
+
+
+def test_the_step_is_clipped_adamw_written_out_by_hand():
+    config = TrainConfig(steps=10, peak_lr=0.01, warmup=2, weight_decay=0.2, clip=0.5)
+    step = make_step(loss_fn, make_optimizer(config), seed=5)
+    state = init_state(initial(), make_optimizer(config))
+    w, moment, square = np.array(initial()["w"], np.float64), 0.0, 0.0
+    for index, rate in enumerate([0.0, 0.005]):
+        batch = Points()[index]
+        grads = jax.grad(lambda p, b=batch, i=index: loss_fn(p, b, jax.random.fold_in(jax.random.key(5), i))[0])(state.params)
+        norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
+        assert norm > 0.5, "the clip must act"
+        grad = np.asarray(grads["w"], np.float64) * 0.5 / norm
+        moment, square = 0.9 * moment + 0.1 * grad, 0.95 * square + 0.05 * grad**2
+        direction = moment / (1 - 0.9 ** (index + 1)) / (np.sqrt(square / (1 - 0.95 ** (index + 1))) + 1e-8)
+        w = w - rate * (direction + 0.2 * w)
+        state, metrics = step(state, batch)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+    assert int(state.step) == 2
+
+
+def test_accumulation_equals_the_whole_batch():
+    def quiet(params, batch, key):
+        return loss_fn(params, batch, jax.random.key(0))
+
+    optimizer = make_optimizer(CONFIG)
+    results = [
+        make_step(quiet, optimizer, accumulate=parts)(init_state(initial(), optimizer), Points()[0])
+        for parts in (1, 2, 8)
+    ]
+    for state, metrics in results[1:]:
+        chex.assert_trees_all_close(state.opt_state, results[0][0].opt_state, rtol=1e-5)
+        chex.assert_trees_all_close(metrics, results[0][1], rtol=1e-5)
+    with pytest.raises(ValueError, match="accumulate=3 must divide"):
+        make_step(quiet, optimizer, accumulate=3)(init_state(initial(), optimizer), Points()[0])
+
+
+def test_scan_over_steps_equals_single_steps():
+    single, history = train(loss_fn, initial(), Points(), CONFIG, progress=False)
+    scanned, scanned_history = train(
+        loss_fn, initial(), Points(), TrainConfig(**vars(CONFIG) | {"scan": 4}), progress=False
+    )
+    chex.assert_trees_all_close(single.params, scanned.params, rtol=1e-6)
+    assert [r["step"] for r in history] == [r["step"] for r in scanned_history]
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="steps must be a multiple of scan=5, got 24"):
+        TrainConfig(steps=24, scan=5)
+    with pytest.raises(ValueError, match="accumulate must be 1 or more, got 0"):
+        TrainConfig(steps=24, accumulate=0)
+    with pytest.raises(FloatingPointError, match="loss must stay finite, got nan at step 4"):
+        train(lambda p, b, k: (jnp.sum(p["w"]) * jnp.nan, {}), initial(), Points(), CONFIG, progress=False)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class PointsUntil(Points):
+    def __init__(self, last):
+        self.last = last
+
+    def __getitem__(self, step):
+        if step >= self.last:
+            raise Interrupted
+        return super().__getitem__(step)
+
+
+@pytest.mark.parametrize("last", [5, 6, 13, 23])
+def test_a_broken_run_goes_on_in_bits(tmp_path, last):
+    unbroken, history = train(loss_fn, initial(), Points(), CONFIG, progress=False)
+    with pytest.raises(Interrupted):
+        train(loss_fn, initial(), PointsUntil(last), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == (last // 6 * 6 or None)
+    resumed, resumed_history = train(loss_fn, initial(), Points(), CONFIG, checkpoints=checkpoints, progress=False)
+    chex.assert_trees_all_equal(unbroken, resumed)
+    assert history == resumed_history
+    assert checkpoints.steps() == [18, 24]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    done, history = train(loss_fn, initial(), Points(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
+    again, same = train(loss_fn, initial(), PointsUntil(0), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
+    chex.assert_trees_all_equal(done, again)
+    assert history == same
+
+
+def test_damage_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    state = init_state(initial(), make_optimizer(CONFIG))
+    checkpoints.save(3, state, [])
+    checkpoints.save(6, state, [{"step": 6, "loss": 1.0}])
+    loaded, history = checkpoints.load(state)
+    chex.assert_trees_all_equal(loaded, state)
+    assert history == [{"step": 6, "loss": 1.0}]
+    victim = max((path for path in (tmp_path / "step_6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(ValueError, match=f"damaged.*{victim.name}"):
+        checkpoints.load(state)
+    (tmp_path / "step_6.json").unlink()  # as if killed before the manifest was written
+    assert checkpoints.latest() == 3
+    with pytest.raises(FileNotFoundError, match=r"complete checkpoints \[3\]"):
+        checkpoints.load(state, step=6)
+
+
+def test_next_token_loss_is_the_weighted_mean_of_nats():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    targets = np.array([[0, 4, 2], [1, 1, 3]])
+    weights = np.array([[1.0, 0.0, 2.0], [0.5, 1.0, 0.0]], np.float32)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    expected = -(picked * weights).sum() / weights.sum()
+    assert float(next_token_loss(logits, targets, weights)) == pytest.approx(expected, rel=1e-6)
+    assert float(next_token_loss(logits, targets, np.zeros_like(weights))) == 0.0
+
+
+_CHILD = """
+    import sys, time
+    import jax, numpy as np
+    from models.config import LlamaConfig
+    from models.llama import ScannedLlama
+    from nmjax.training.checkpoint import Checkpoints
+    from nmjax.training.loop import TrainConfig, next_token_loss, train
+
+    config = LlamaConfig.from_hf(dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=61, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, max_position_embeddings=64,
+        rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True, hidden_act="silu"))
+    module = ScannedLlama(config)
+
+    class Data:
+        def __getitem__(self, step):
+            return np.random.default_rng(int(step)).integers(0, 61, (4, 17)).astype(np.int32)
+
+    def loss_fn(params, tokens, key):
+        hidden = module.apply({"params": params}, tokens[:, :-1])
+        logits = module.apply({"params": params}, hidden, method="unembed")
+        return next_token_loss(logits, tokens[:, 1:], np.ones((4, 16), np.float32)), {}
+
+    params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
+    recipe = TrainConfig(steps=160, warmup=10, log_every=10, save_every=7)
+    state, history = train(loss_fn, params, Data(), recipe, checkpoints=Checkpoints(sys.argv[1]), progress=False)
+    np.savez(sys.argv[2], *jax.tree.leaves(state.params), loss=[record["loss"] for record in history])
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_anywhere_changes_no_bit(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(textwrap.dedent(_CHILD))
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, str(script), str(tmp_path / folder), str(tmp_path / f"{folder}.npz")])
+
+    assert start("unbroken").wait() == 0
+    delays, kills = np.random.default_rng(0).uniform(0.0, 0.4, 30), 0
+    for delay in delays:
+        child = start("broken")
+        before = Checkpoints(tmp_path / "broken").latest()
+        while child.poll() is None and Checkpoints(tmp_path / "broken").latest() == before:
+            time.sleep(0.01)
+        time.sleep(delay)
+        if child.poll() is not None:
+            break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+    assert kills >= 3, "the run must really have been killed"
+    assert start("broken").wait() == 0
+    with np.load(tmp_path / "unbroken.npz") as unbroken, np.load(tmp_path / "broken.npz") as broken:
+        assert unbroken.files == broken.files
+        for name in unbroken.files:
+            np.testing.assert_array_equal(unbroken[name], broken[name])
+    manifest = json.loads((tmp_path / "broken" / "step_160.json").read_text())
+    assert manifest["step"] == 160
