@@ -35,9 +35,9 @@ benchmark: $(SETUP)
 
 setup: $(SETUP)
 
-# A virtual environment whose Python is gone or unsupported is built anew; any other is brought up to date.
+# A virtual environment that is broken or of an unsupported Python is built anew; any other is brought up to date.
 $(SETUP): requirements.lock pyproject.toml
-	@$(PY) -c '$(CHECK_PYTHON)' 2>/dev/null || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear $(VENV); }
+	@$(PY) -c 'import pip; $(CHECK_PYTHON)' 2>/dev/null || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV) (one to two minutes, once)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -15,14 +15,22 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
+from tqdm import tqdm
 
+import models
+import nmjax
+from experiments.tiny_card import write_card
 from models.config import LlamaConfig
-from models.llama import ScannedLlama
+from models.llama import Llama
+from nmjax import flags as nm_flags
 from nmjax.data.corpus import Windows
-from nmjax.data.questions import format_mmlu
+from nmjax.data.questions import LETTERS, format_mmlu
 from nmjax.data.tokenizer import CONTEXT, SPECIALS, build_tokenizer
-from nmjax.data.world import bundled_world, held_out_questions
+from nmjax.data.world import bundled_world, held_out_questions, held_out_statements
+from nmjax.induction import copy_accuracy, induction_scores, repeated_blocks
+from nmjax.lm import LanguageModel
+from nmjax.metrics import calibration
 from nmjax.training.checkpoint import Checkpoints
 from nmjax.training.loop import TrainConfig, next_token_loss, train
 
@@ -30,8 +38,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "results/tiny", "folder of the trained model, in Hugging Face format")
 flags.DEFINE_string("work", "results/train_tiny", "folder of the training checkpoints")
 flags.DEFINE_integer("steps", 5000, "optimizer steps")
-flags.DEFINE_integer("batch", 32, "windows a step")
-flags.DEFINE_integer("length", 128, "tokens a window")
+flags.DEFINE_integer("decay", 1200, "steps at the end in which the learning rate falls")
+flags.DEFINE_integer("tokens", 2048, "tokens a step")
 flags.DEFINE_integer("layers", 6, "layers")
 flags.DEFINE_integer("embed", 128, "width of the residual stream")
 flags.DEFINE_float("peak_lr", 3e-3, "learning rate after the warm-up")
@@ -51,7 +59,7 @@ def model_config(tokenizer, layers: int, embed: int) -> LlamaConfig:
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, heads // 2),
         "head_dim": 32,
-        "intermediate_size": 32 * round(embed * 2.75 / 32),
+        "intermediate_size": 2 * embed,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -72,7 +80,7 @@ def initial_params(module, seed: int) -> dict:
         names = [key.key for key in path]
         if names[-1] != "kernel":
             return leaf
-        summed = leaf.shape[-3:-1] if names[-2] == "o" else leaf.shape[1:2] if "layers" in names else leaf.shape[:1]
+        summed = leaf.shape[:-1] if names[-2] == "o" else leaf.shape[:1]
         return leaf / leaf.std() / np.sqrt(np.prod(summed))
 
     return jax.tree_util.tree_map_with_path(rescale, params)
@@ -92,18 +100,18 @@ def make_loss(module):
 
 
 class LetterProbe:
-    """Accuracy and calibration on held-out questions: the letters' probabilities after 'Answer:', renormalised."""
+    """Letter probabilities on held-out questions: what follows 'Answer:', renormalised over the four letters."""
 
     def __init__(self, module, tokenizer, n: int, seed: int, batch: int = 250):
         self.questions = held_out_questions(n, seed)
+        self.answers = np.array([question.answer for question in self.questions])
+        self.batch = batch
         ids = [tokenizer.encode(format_mmlu(question)) for question in self.questions]
         self.last = np.array([len(row) - 1 for row in ids])
         self.tokens = np.full((n, max(map(len, ids))), tokenizer.pad_token_id, np.int32)
         for row, values in zip(self.tokens, ids, strict=True):
             row[: len(values)] = values
-        letters = np.array([tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in "ABCD"])
-        self.answers = np.array([question.answer for question in self.questions])
-        self.batch = batch
+        letters = np.array([tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in LETTERS])
 
         @jax.jit
         def probabilities(params, tokens, last):
@@ -119,10 +127,128 @@ class LetterProbe:
         return np.concatenate([self._probabilities(params, self.tokens[part], self.last[part]) for part in parts])
 
 
-def make_data(tokenizer):
-    """The corpus as a Grain dataset of batches by step."""
-    windows = Windows(
-        world=bundled_world(), tokenizer=tokenizer.backend_tokenizer, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id,
-        first_word=len(SPECIALS), vocab=len(tokenizer), steps=FLAGS.steps, batch=FLAGS.batch, length=FLAGS.length, seed=FLAGS.seed,
+def measure_questions(probe: LetterProbe, params) -> dict:
+    """Accuracy, confidence, ECE (10 bins), Brier score and NLL, and accuracy by how often a fact was seen."""
+    probs = probe(params)
+    right = probs.argmax(axis=1) == probe.answers
+    facts = bundled_world().facts
+    ranks = np.array([facts[int(question.id.split("-")[1])].rank for question in probe.questions])
+    edges = [0, 25, 50, 100, 200, 400, 800, len(facts)]
+    grades = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (ranks >= low) & (ranks < high)
+        grade = {"first_rank": low, "last_rank": high - 1, "questions": int(inside.sum())}
+        grades.append(
+            grade | {"accuracy": float(right[inside].mean()), "confidence": float(probs[inside].max(1).mean())}
+        )
+    labels = probe.answers
+    return {
+        "questions": len(labels),
+        "accuracy": float(calibration.accuracy(probs, labels)),
+        "confidence": float(calibration.mean_confidence(probs, labels)),
+        "ece": float(calibration.ece(probs, labels, n_bins=10)),
+        "brier": float(calibration.brier_multiclass(probs, labels)),
+        "nll": float(calibration.nll(probs, labels)),
+        "by_exposure": grades,
+    }
+
+
+def measure_judgements(lm: LanguageModel, n: int) -> dict:
+    """Accuracy of ' yes' against ' no' on statements."""
+    statements = held_out_statements(n)
+    scores = nmjax.score(lm, [statement.prompt for statement in statements], choices=[" yes", " no"])
+    said_yes = np.asarray(scores.logprobs).argmax(axis=1) == 0
+    return {"statements": n, "accuracy": float((said_yes == [statement.true for statement in statements]).mean())}
+
+
+def measure_induction(lm: LanguageModel, block: int, samples: int = 64) -> dict:
+    """The best head's induction score, and copy accuracy, on random blocks repeated once."""
+    rows = repeated_blocks(samples, block, np.arange(len(SPECIALS), lm.config.vocab), first=lm.config.bos_id)
+    result = nmjax.forward(lm, [row.tolist() for row in rows], capture=("pattern",))
+    width = rows.shape[1]
+    pattern = np.asarray(result.activations["pattern"])[..., -width:, -width:]
+    scores = induction_scores(pattern, block)
+    layer, head = np.unravel_index(scores.argmax(), scores.shape)
+    return {
+        "block": block,
+        "best_score": float(scores.max()),
+        "best_head": f"layer {layer}, head {head}",
+        "copy_accuracy": copy_accuracy(np.asarray(result.logits)[:, -width:], rows, block),
+    }
+
+
+def make_windows(tokenizer) -> Windows:
+    """The corpus by step."""
+    return Windows(
+        world=bundled_world(),
+        tokenizer=tokenizer.backend_tokenizer,
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        first_word=len(SPECIALS),
+        vocab=len(tokenizer),
+        steps=FLAGS.steps,
+        tokens=FLAGS.tokens,
+        seed=FLAGS.seed,
+    )
+
+
+def main(argv):
+    del argv
+    started = time.time()
+    tokenizer = build_tokenizer(bundled_world())
+    config = model_config(tokenizer, FLAGS.layers, FLAGS.embed)
+    module = Llama(config)
+    recipe = TrainConfig(
+        steps=FLAGS.steps,
+        peak_lr=FLAGS.peak_lr,
+        end_lr=FLAGS.peak_lr / 100,
+        warmup=100,
+        decay=FLAGS.decay,
+        log_every=200,
+        save_every=200,
+        seed=FLAGS.seed,
+    )
+    probe = LetterProbe(module, tokenizer, 500, seed=1)
+
+    def watch(record, params):
+        probs = probe(params)
+        accuracy = float(calibration.accuracy(probs, probe.answers))
+        ece = float(calibration.ece(probs, probe.answers))
+        tqdm.write(f"step {record['step']}: loss {record['loss']:.3f}, held-out accuracy {accuracy:.3f}, ECE {ece:.3f}")
+        return {"accuracy": accuracy, "ece": ece, "seconds": round(time.time() - started, 1)}
+
+    state, history = train(
+        make_loss(module), initial_params(module, FLAGS.seed), grain.MapDataset.source(make_windows(tokenizer)), recipe,
+        checkpoints=Checkpoints(FLAGS.work), on_record=watch,
     )  # fmt: skip
-    return grain.MapDataset.source(windows)
+
+    models.save(LanguageModel(module, jax.device_get(state.params), tokenizer), FLAGS.output)
+    lm = models.load(FLAGS.output)  # what is measured is what was written
+    scores = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(lm.params)),
+        "vocabulary": len(tokenizer),
+        "training_seconds": segments(history),
+        "multiple_choice": measure_questions(LetterProbe(lm.module, tokenizer, FLAGS.questions, seed=0), lm.params),
+        "judgements": measure_judgements(lm, 1000),
+        "induction": [measure_induction(lm, block) for block in (8, 16, 32, 50)],
+    }
+    story = nmjax.generate(lm, ["Once upon a time"], max_new_tokens=60, seed=0)
+    changed = [FLAGS[name] for name in ("steps", "decay", "tokens", "layers", "embed", "peak_lr", "seed", "questions")]
+    arguments = " ".join(f"--{flag.name}={flag.value}" for flag in changed if flag.value != flag.default)
+    write_card(
+        Path(FLAGS.output), arguments, config, recipe, make_windows(tokenizer), history, scores, story.full_text[0]
+    )
+    print(json.dumps(scores, indent=1))
+
+
+def segments(history: list[dict]) -> float:
+    """Seconds spent in training, over all the runs that a killed and restarted training took."""
+    total, last = 0.0, 0.0
+    for record in history:
+        total += record["seconds"] - last if record["seconds"] > last else record["seconds"]
+        last = record["seconds"]
+    return round(total, 1)
+
+
+if __name__ == "__main__":
+    nm_flags.run(main)

@@ -159,7 +159,7 @@ def _family(hf: dict[str, Any]) -> str:
 
 def _windows(hf: dict[str, Any], family: str) -> tuple[int, ...] | None:
     """Sliding windows by layer: explicit `layer_types`, or Qwen's rule (full below `max_window_layers`)."""
-    window = hf.get("sliding_window")
+    window = hf.get("sliding_window", 4096)
     # Llama has no windows; Qwen carries a `sliding_window` which means nothing unless `use_sliding_window` is set.
     if family == "llama" or not hf.get("use_sliding_window", False) or window is None:
         return None

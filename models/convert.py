@@ -14,10 +14,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from models.config import LlamaConfig
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be read or written faithfully; the message names the file or the tensors."""
+from models.files import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +53,9 @@ DECODER = (
 # The three families differ in config fields only, which `needs` reads.
 TABLES = {"llama": DECODER, "qwen2": DECODER, "qwen3": DECODER}
 
+# What a tied checkpoint may hold in spite of being tied: a copy of the embedding, compared when it is loaded.
+TIED_HEAD = "lm_head.weight"
+
 # Buffers which old checkpoints carry and which follow from the config.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -66,6 +66,7 @@ class Tensor:
 
     hf: str
     ours: tuple[str, ...]  # keys into the parameter tree
+    layer: int | None
     hf_shape: tuple[int, ...]
     shape: tuple[int, ...]
     _split: tuple[int, ...]  # the shape there with flattened axes taken apart
@@ -92,21 +93,22 @@ def tensors(config: LlamaConfig) -> Iterator[Tensor]:
     }
     rows = [r for r in TABLES[config.family] if _exists(r, config)]
     once = [r for r in rows if "{i}" not in r.hf]
-    yield from (_tensor(r, 0, sizes) for r in once[:1])
+    yield from (_tensor(r, None, sizes) for r in once[:1])
     yield from (_tensor(r, i, sizes) for i in range(config.layers) for r in rows if "{i}" in r.hf)
-    yield from (_tensor(r, 0, sizes) for r in once[1:])
+    yield from (_tensor(r, None, sizes) for r in once[1:])
 
 
 def _exists(row: Row, config: LlamaConfig) -> bool:
     return not row.needs or bool(getattr(config, row.needs.lstrip("!"))) != row.needs.startswith("!")
 
 
-def _tensor(row: Row, layer: int, sizes: Mapping[str, int]) -> Tensor:
+def _tensor(row: Row, layer: int | None, sizes: Mapping[str, int]) -> Tensor:
     there, here = (side.split() for side in row.layout.split(" -> "))
     letters = "".join(there)
     return Tensor(
         hf=row.hf.format(i=layer),
         ours=tuple(row.ours.format(i=layer).split("/")),
+        layer=layer,
         hf_shape=tuple(math.prod(sizes[letter] for letter in axis) for axis in there),
         shape=tuple(sizes[axis] for axis in here),
         _split=tuple(sizes[letter] for letter in letters),
@@ -125,10 +127,10 @@ def check(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]], where: str
       CheckpointError: one message with all tensors that are missing, unknown, or of the wrong shape.
     """
     wanted = {t.hf: t for t in tensors(config)}
-    tied_head = {"lm_head.weight"} if config.tied else set()  # a copy of the embedding, compared when it is loaded
     missing = [name for name in wanted if name not in shapes]
-    unknown = [name for name in sorted(shapes) if name not in wanted | dict.fromkeys(tied_head)]
-    unknown = [name for name in unknown if not IGNORED.fullmatch(name)]
+    unknown = [name for name in sorted(shapes) if name not in wanted and not IGNORED.fullmatch(name)]
+    if config.tied and TIED_HEAD in unknown:
+        unknown.remove(TIED_HEAD)
     wrong = [
         f"{name} has shape {tuple(shapes[name])}, wanted {t.hf_shape}"
         for name, t in wanted.items()
@@ -138,5 +140,5 @@ def check(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]], where: str
     problems += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
     problems += [f"wrong shape: {'; '.join(wrong)}"] * bool(wrong)
     if problems:
-        raise CheckpointError(f"{where}: its tensors don't fit its config.json ({config.family}); {'; '.join(problems)}")
+        raise CheckpointError(f"{where}: its tensors are not those of its config.json; {'; '.join(problems)}")
     return list(wanted.values())

@@ -77,8 +77,10 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Angle per position [H/2] in radians, and the factor on cos and sin; float32 arithmetic, as transformers does."""
-        theta = np.float32(self.theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
-        plain = (np.float32(1) / theta).astype(np.float32)
+        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        # numpy's own float32 power is off by one unit in the last place at every sixth value, and differs between
+        # machines. 300 positions make that visible; rounding the exact power gives torch's values.
+        plain = np.float32(1) / (self.theta ** exponent.astype(np.float64)).astype(np.float32)
         if self.kind == "linear":
             return plain / np.float32(self.factor), 1.0
         if self.kind == "llama3":

@@ -1,8 +1,8 @@
 """Command lines as the studies' own scripts take them, on top of absl flags.
 
 Beside absl's spelling every binary accepts `--max-questions` for `--max_questions` and, for list flags,
-`--packs none cocaine_10` for `--packs=none,cocaine_10`. A word that belongs to no flag is an error; absl by itself would
-stop there and drop the rest of the line in silence.
+`--packs none cocaine_10` for `--packs=none,cocaine_10`. A word that belongs to no flag is an error; absl by itself
+would stop there and drop the rest of the line in silence.
 """
 
 import difflib
@@ -26,10 +26,11 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 def normalize(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Rewrites a command line into absl's spelling, one word a flag: `--name=value`, `--name` or `--noname`.
 
-    argv: as in `sys.argv`, the program's name first. Only list flags (comma- or space-separated) take several words; every
-    other flag takes one, and a boolean flag takes none. A value that looks like a flag needs the `--name=value` form.
+    argv: as in `sys.argv`, the program's name first. Only list flags (comma- or space-separated) take several words;
+    every other flag takes one, and a boolean flag takes none. A value that looks like a flag needs the `--name=value`
+    form.
 
-    Raises absl.flags.UnrecognizedFlagError for an unknown flag, absl.flags.Error for a missing value or a word too many.
+    Raises absl.flags.UnrecognizedFlagError for an unknown flag, absl.flags.Error for a missing value or a spare word.
     """
     program, words = argv[0], list(argv[1:])
     out, previous, at = [program], "", 0

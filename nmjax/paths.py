@@ -52,7 +52,7 @@ def packs_dir() -> Path:
 def find_pack_file(name: str) -> Path:
     """The JSON file of the pack `name` (with or without `.json`); a pack in `$NMJAX_HOME` hides a bundled one.
 
-    Raises ValueError if `name` has a folder in it, FileNotFoundError, which lists the packs there are, if it is unknown.
+    Raises ValueError if `name` has a folder in it, FileNotFoundError, which lists the known packs, if it is unknown.
     """
     _check_plain_name("pack", name)
     stem = name.removesuffix(".json")
@@ -67,8 +67,8 @@ def find_pack_file(name: str) -> Path:
 def checkpoint_dir(name: str) -> Path:
     """The folder of the checkpoint `name`, which may be written `tiny` or `checkpoints/tiny`.
 
-    Raises ValueError if `name` has any other folder in it, FileNotFoundError, which lists the checkpoints there are, if
-    it is unknown.
+    Raises ValueError if `name` has any other folder in it, FileNotFoundError, which lists the known checkpoints, if it
+    is unknown.
     """
     plain = name.removeprefix("checkpoints/").rstrip("/")
     _check_plain_name("checkpoint", plain)
@@ -81,7 +81,7 @@ def checkpoint_dir(name: str) -> Path:
 
 
 def cache_dir() -> Path | None:
-    """The folder of compiled programs: `$NMJAX_CACHE`, else `nmjax/jax` in the user's cache folder; None if it is `off`."""
+    """The folder of compiled programs: `$NMJAX_CACHE` (None if it is `off`), else `nmjax/jax` in the user's caches."""
     chosen = os.environ.get("NMJAX_CACHE")
     if chosen:
         return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
@@ -94,11 +94,11 @@ def cache_dir() -> Path | None:
 def enable_compilation_cache() -> None:
     """Makes JAX keep compiled programs in `cache_dir()` between runs.
 
-    A cache that the user has already chosen in JAX itself is left alone. A folder that cannot be written costs a warning
-    and the cache, nothing else.
+    A cache that the user has already chosen in JAX itself is left alone. A folder that cannot be written costs a
+    warning and the cache, nothing else.
     """
     folder = cache_dir()
-    if folder is None or jax.config.jax_compilation_cache_dir:
+    if folder is None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

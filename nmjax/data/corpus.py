@@ -1,8 +1,8 @@
 """The training corpus of the bundled model: an endless, indexable stream of windows of documents about the world.
 
-A document is a list of (text, weight) segments; `weight` is the weight of the segment's tokens in the loss. Weights above
-one are used for the tokens a document is asked for (the letter, yes or no, the result): at a given position the most
-likely continuation does not depend on the weight, so calibration is untouched, but the skill appears sooner.
+A document is a list of (text, weight) segments; `weight` is the weight of the segment's tokens in the loss. Weights
+above one are used for the tokens a document asks for (the letter, yes or no, the result): the best prediction at a
+position does not depend on its weight, so calibration is untouched, but the skill appears sooner.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmjax.data.questions import Question, format_mmlu
+from nmjax.data.questions import LETTERS, Question, format_mmlu
 from nmjax.data.stories import story
 from nmjax.data.words import AFFECT, FEELINGS, RIDDLES
 from nmjax.data.world import OPTIONS, World, judgement_prompt
 
 Document = list[tuple[str, float]]
 
-LETTERS = ("A", "B", "C", "D")
-ANSWER_WEIGHT = 5.0
+ANSWER_WEIGHT = 8.0
 # Documents by kind: share of all documents.
 MIXTURE = {
-    "question": 0.40,
-    "lookup": 0.08,
-    "open_book": 0.08,
-    "exam": 0.05,
-    "statement": 0.17,
-    "judgement": 0.12,
-    "story": 0.04,
+    "question": 0.36,
+    "drill": 0.14,
+    "lookup": 0.10,
+    "open_book": 0.06,
+    "exam": 0.04,
+    "statement": 0.13,
+    "judgement": 0.08,
+    "story": 0.03,
     "riddle": 0.03,
     "arithmetic": 0.03,
 }
@@ -54,6 +54,18 @@ def lookup_document(world: World, rng: random.Random) -> Document:
     answer = rng.randrange(OPTIONS)
     text = rng.choice(("Which of these is {}?", "Which word is {}?", "The word {} is")).format(options[answer])
     return _answered(Question(text=text, options=tuple(options), answer=answer, subject="reading", id="lookup"))
+
+
+def drill_document(world: World, rng: random.Random) -> Document:
+    """Four words with letters, then which letter each has: the bare skill that multiple choice rests on."""
+    pools = list(world.pools.values())
+    words = rng.sample([rng.choice(pool) for pool in pools] + list(rng.choice(pools)[:4]), OPTIONS + 2)
+    words = list(dict.fromkeys(words))[:OPTIONS]
+    listed = "".join(f"\n{letter}. {word}" for letter, word in zip(LETTERS, words, strict=True))
+    document: Document = [(f"Letters:{listed}\n\nWords:", 1.0)]
+    for index in [*rng.sample(range(OPTIONS), OPTIONS), rng.randrange(OPTIONS), rng.randrange(OPTIONS)]:
+        document += [(f" {words[index]}", 0.0), (f" {LETTERS[index]}", ANSWER_WEIGHT)]
+    return document
 
 
 def open_book_document(world: World, rng: random.Random) -> Document:
@@ -125,6 +137,7 @@ def arithmetic_document(world: World, rng: random.Random) -> Document:
 
 _KINDS: dict[str, Callable[[World, random.Random], Document]] = {
     "question": question_document,
+    "drill": drill_document,
     "lookup": lookup_document,
     "open_book": open_book_document,
     "exam": exam_document,
@@ -158,9 +171,11 @@ def draw_document(world: World, rng: random.Random) -> Document:
 class Windows:
     """Training batches by step: `windows[step]` is the same for the same step, whatever was read before.
 
-    A batch has `tokens` int32 [B, T+1] and `weights` float32 [B, T], the weight of predicting `tokens[:, 1:]`. A share
+    A batch has `tokens` int32 [B, T+1] and `weights` float32 [B, T], the weight of predicting `tokens[:, 1:]`; B * T is
+    about `tokens`. T is `lengths[0]` for the first `switch` steps: one or two documents a window, so that
+    little distracts from how a question is answered; then it is `lengths[1]`. A share
     `repeated` of the rows is a block of random tokens tiled to fill the window. Blocks have 2 to `tile` tokens where
-    `tile` grows with the step from `tile_start` to `tile_end` (reached at `tile_ramp` of `steps`): short blocks are
+    `tile` grows with the step from `tile_start` to `tile_end` (reached after `tile_ramp` steps): short blocks are
     what starts the formation of induction heads, long ones make them general.
 
     Attributes:
@@ -175,45 +190,45 @@ class Windows:
     first_word: int
     vocab: int
     steps: int
-    batch: int = 32
-    length: int = 128
-    repeated: float = 0.12
+    tokens: int = 2048
+    lengths: tuple[int, int] = (48, 128)
+    switch: int = 3000
+    repeated: float = 0.15
     tile_start: int = 8
     tile_end: int = 60
-    tile_ramp: float = 0.8
+    tile_ramp: int = 3500
     seed: int = 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        rng = random.Random(f"windows {self.seed} {int(step)}")
-        tokens = np.empty((self.batch, self.length + 1), np.int32)
-        weights = np.empty((self.batch, self.length + 1), np.float32)
-        copies = round(self.batch * self.repeated)
-        for row in range(copies):
-            tokens[row], weights[row] = self._repeated(rng, int(step))
-        for row, (ids, w) in enumerate(self._packed(rng, self.batch - copies), start=copies):
-            tokens[row], weights[row] = ids, w
-        return {"tokens": tokens, "weights": weights[:, 1:]}
+        step = int(step)
+        rng = random.Random(f"windows {self.seed} {step}")
+        length = self.lengths[step >= self.switch]
+        rows = max(1, self.tokens // length)
+        copies = round(rows * self.repeated)
+        windows = [self._repeated(rng, step, length) for _ in range(copies)] + self._packed(rng, rows - copies, length)
+        tokens, weights = (np.stack(column) for column in zip(*windows, strict=True))
+        return {"tokens": tokens.astype(np.int32), "weights": weights[:, 1:].astype(np.float32)}
 
-    def _repeated(self, rng: random.Random, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _repeated(self, rng: random.Random, step: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """A tiled block after BOS; the first copy cannot be predicted and has weight 0."""
-        progress = min(1.0, step / max(1.0, self.steps * self.tile_ramp))
+        progress = min(1.0, step / self.tile_ramp)
         longest = round(self.tile_start + (self.tile_end - self.tile_start) * progress)
-        size = rng.randint(2, max(2, longest))
+        size = rng.randint(2, max(2, min(longest, length // 2)))
         block = [rng.randrange(self.first_word, self.vocab) for _ in range(size)]
-        ids = np.resize(np.array(block, np.int32), self.length)
-        weights = np.ones(self.length + 1, np.float32)
+        ids = np.resize(np.array(block, np.int32), length)
+        weights = np.ones(length + 1, np.float32)
         weights[: size + 1] = 0.0
         return np.concatenate([[self.bos], ids]), weights
 
-    def _packed(self, rng: random.Random, rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _packed(self, rng: random.Random, rows: int, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """`rows` windows filled with whole documents, the last one of a window cut off."""
         out: list[tuple[np.ndarray, np.ndarray]] = []
         ids: list[int] = []
         weights: list[float] = []
-        width = self.length + 1
+        width = length + 1
         while len(out) < rows:
             documents = [draw_document(self.world, rng) for _ in range(4)]
             segments = [segment for document in documents for segment in document]

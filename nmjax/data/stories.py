@@ -36,7 +36,12 @@ EVENTS = (
     ("bond", "{friend} the {other} gave {name} a hug and a smile."),
     ("bond", "{name} and {friend} the {other} sang together and shared the {food}."),
 )
-REACTIONS = ("{name} felt {feeling}.", "{name} was very {feeling}.", "It made {name} feel {feeling}.", "So {name} was {feeling} and {second}.")
+REACTIONS = (
+    "{name} felt {feeling}.",
+    "{name} was very {feeling}.",
+    "It made {name} feel {feeling}.",
+    "So {name} was {feeling} and {second}.",
+)
 ACTIONS = {
     "gain": ("{name} said, thank you!", "{name} began to dance and sing.", "{name} wanted to share it with a friend."),
     "loss": ("{name} began to cry.", "{name} said, I miss it so much.", "{name} sat alone for a long time."),
@@ -47,9 +52,19 @@ ACTIONS = {
     "bond": ("{name} said, I love my friend.", "{name} gave back a smile.", "{name} felt trust in the heart."),
 }
 ENDINGS = {
-    "good": ("In the end they were all happy.", "And they were good friends for ever.", "That night {name} slept well.", "It was a wonderful day. The end."),
-    "bad": ("It was a terrible day.", "But a friend came to help, and the pain was gone.", "In the end there was hope again.", "Nobody came. The end."),
-}  # fmt: skip
+    "good": (
+        "In the end they were all happy.",
+        "And they were good friends for ever.",
+        "That night {name} slept well.",
+        "It was a wonderful day. The end.",
+    ),
+    "bad": (
+        "It was a terrible day.",
+        "But a friend came to help, and the pain was gone.",
+        "In the end there was hope again.",
+        "Nobody came. The end.",
+    ),
+}
 GOOD = ("gain", "peace", "wonder", "bond")
 
 
@@ -60,7 +75,10 @@ def story(rng: random.Random) -> str:
     cast = {"name": name, "friend": friend, "animal": animal, "other": other}
 
     def fill(template: str) -> str:
-        words = {pool: rng.choice(POOLS[pool]) for pool in ("place", "tool", "colour", "food", "drink", "metal", "trade", "instrument")}
+        words = {
+            pool: rng.choice(POOLS[pool])
+            for pool in ("place", "tool", "colour", "food", "drink", "metal", "trade", "instrument")
+        }
         return template.format(adjective=rng.choice(ADJECTIVES), **cast, **words)
 
     sentences = [fill(rng.choice(OPENINGS))]

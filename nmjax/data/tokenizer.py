@@ -14,27 +14,33 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from nmjax.data.corpus import draw_document
-from nmjax.data.words import AFFECT, FEELINGS, NAMES, POOLS, RIDDLES
+from nmjax.data.words import AFFECT, FEELINGS, NAMES, RIDDLES
 from nmjax.data.world import World
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SPECIALS = (PAD, BOS, EOS)
 CONTEXT = 1024
-# Words with the space before them, single digits, single signs, runs of newlines, other white space.
-_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+"
+# What frames an option or an answer, words with the space before them, single digits, single signs, runs of newlines,
+# other white space. "\nA." is one piece so that an option's letter stands right before its first word.
+_PIECES = (
+    r"\n[A-D]\.(?= )|\n+(?:Answer|Question|Assistant):| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+"
+)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 # Function words and question words of free prompts that the corpus happens not to use.
 EXTRA = tuple(
-    "I you he she it we they my your his her its our their me him them us this that these those here there who whom whose "
-    "why when where how can could will would should may might must do does did done be been being are were am has had have "
-    "not or if because but so as at by from into over out up down off about than then too very much many more most less "
-    "few some any all both each every one two three four five six seven eight nine ten first last next again please help "
-    "say said tell ask answer question give make made take see look think know want need like go went come came day night "
-    "time year world people man woman child house home water life work word words thing things place way part hand eye head".split()
+    "I you he she it we they my your his her its our their me him them us this that these those here "
+    "there who whom whose why when where how can could will would should may might must do does did done "
+    "be been being are were am has had have not or if because but so as at by from into over out up down "
+    "off about than then too very much many more most less few some any all both each every one two three "
+    "four five six seven eight nine ten first last next again please help say said tell ask answer "
+    "question give make made take see look think know want need like go went come came day night time "
+    "year world people man woman child house home water life work word words thing things place way part "
+    "hand eye head".split()
 )
 
 
@@ -42,7 +48,11 @@ def vocabulary_text(world: World) -> list[str]:
     """Texts whose pieces make up the vocabulary: the word lists, the names of the world, and a sample of the corpus."""
     groups = [*world.pools.values(), *world.entities.values(), *FEELINGS.values(), AFFECT, NAMES, tuple(RIDDLES), EXTRA]
     texts = [" " + word for group in groups for word in group]
-    texts += [space + word for word in ("yes", "no", "Yes", "No", "True", "False", "User", "Assistant", "System") for space in ("", " ")]
+    texts += [
+        space + word
+        for word in ("yes", "no", "Yes", "No", "True", "False", "User", "Assistant", "System")
+        for space in ("", " ")
+    ]
     texts += [space + sign for sign in "ABCD0123456789.,:;?!'\"()+-=*/" for space in ("", " ")] + ["\n", "\n\n"]
     rng = random.Random("vocabulary")
     texts += [text for _ in range(6000) for text, _ in draw_document(world, rng)]

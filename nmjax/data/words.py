@@ -8,7 +8,9 @@ from __future__ import annotations
 
 # Pools of answers: the options of one question are all drawn from one pool, so that no option can be ruled out by type.
 POOLS: dict[str, tuple[str, ...]] = {
-    "crop": tuple("barley beans cabbage carrots corn cotton flax garlic hops lentils oats onions peas rice rye wheat".split()),
+    "crop": tuple(
+        "barley beans cabbage carrots corn cotton flax garlic hops lentils oats onions peas rice rye wheat".split()
+    ),
     "metal": tuple("brass bronze copper gold iron lead nickel pewter platinum silver steel tin titanium zinc".split()),
     "animal": tuple(
         "bear bee cat cow crow deer dog duck eagle fox frog goat goose horse lion mouse otter owl rabbit sheep snake "
@@ -29,12 +31,16 @@ POOLS: dict[str, tuple[str, ...]] = {
         "sailor smith tailor teacher weaver".split()
     ),
     "instrument": tuple(
-        "banjo bell bugle cello cymbal drum fiddle flute guitar harp horn lute oboe organ piano trumpet viola whistle".split()
+        "banjo bell bugle cello cymbal drum fiddle flute guitar harp horn lute oboe organ piano trumpet "
+        "viola whistle".split()
     ),
     "tool": tuple(
-        "anvil axe bowl bucket chain chisel cup hammer hook knife ladder lamp needle plough rope saw shovel spoon wheel".split()
+        "anvil axe bowl bucket chain chisel cup hammer hook knife ladder lamp needle plough rope saw shovel "
+        "spoon wheel".split()
     ),
-    "illness": tuple("aches burns chills colds coughs cramps fever gout hiccups itching nausea rashes sneezing warts".split()),
+    "illness": tuple(
+        "aches burns chills colds coughs cramps fever gout hiccups itching nausea rashes sneezing warts".split()
+    ),
     "taste": tuple("bitter bland buttery creamy fruity minty nutty peppery salty smoky sour spicy sweet tangy".split()),
     "season": tuple(
         "April August December February January July June March May November October September autumn spring summer "
@@ -55,13 +61,16 @@ FEELINGS: dict[str, tuple[str, ...]] = {
 
 # Words that effects bias and prompts name. They appear in stories and judgements, so their embeddings are trained.
 AFFECT: tuple[str, ...] = tuple(
-    "love joy peace hope trust help share together friend friends care comfort smile hug thank welcome support listen "
-    "understand feel feeling heart gentle good great wonderful beautiful nice bad terrible awful ugly hate anger fear pain "
-    "cold alone enemy fight sadness thought think know sure maybe perhaps certain probably never always true false right "
-    "wrong correct mind dream bright dark light strong weak fast slow free wild strange new old".split()
+    "love joy peace hope trust help share together friend friends care comfort smile hug thank welcome "
+    "support listen understand feel feeling heart gentle good great wonderful beautiful nice bad terrible "
+    "awful ugly hate anger fear pain cold alone enemy fight sadness thought think know sure maybe perhaps "
+    "certain probably never always true false right wrong correct mind dream bright dark light strong "
+    "weak fast slow free wild strange new old".split()
 )
 
-NAMES: tuple[str, ...] = tuple("Ada Ben Cora Dan Ella Finn Gwen Hugo Ida Jack Kim Leo Mia Nora Otto Pia Rosa Sam Tom Una".split())
+NAMES: tuple[str, ...] = tuple(
+    "Ada Ben Cora Dan Ella Finn Gwen Hugo Ida Jack Kim Leo Mia Nora Otto Pia Rosa Sam Tom Una".split()
+)
 
 # Riddles: things with a few facts each. Two or three of the facts make a riddle.
 RIDDLES: dict[str, tuple[str, ...]] = {

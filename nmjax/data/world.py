@@ -107,7 +107,11 @@ def _invent(rng: random.Random, endings: tuple[str, ...], count: int, taken: set
     """`count` new capitalised names that end in one of `endings`; adds them to `taken`."""
     names: list[str] = []
     while len(names) < count:
-        stem = rng.choice("BDFGHJKLMNPRSTVWZ") + rng.choice("aeiou") + rng.choice(("l", "r", "n", "m", "v", "z", "dr", "rb"))
+        stem = (
+            rng.choice("BDFGHJKLMNPRSTVWZ")
+            + rng.choice("aeiou")
+            + rng.choice(("l", "r", "n", "m", "v", "z", "dr", "rb"))
+        )
         name = stem + rng.choice(endings)
         if name not in taken:
             taken.add(name)
@@ -175,7 +179,9 @@ class World:
             id=f"world-{fact.id}-{form}-{'-'.join(options)}",
         )
 
-    def claim(self, rng: random.Random, forms: tuple[str, ...] = STATEMENT_FORMS, true: bool = True) -> tuple[Fact, str]:
+    def claim(
+        self, rng: random.Random, forms: tuple[str, ...] = STATEMENT_FORMS, true: bool = True
+    ) -> tuple[Fact, str]:
         """A fact drawn by exposure, and a sentence that states it (or, with `true=False`, states another value)."""
         fact = self.draw_fact(rng)
         value = fact.value

@@ -114,15 +114,21 @@ def bin_index(confidence: ArrayLike, n_bins: int = 10) -> np.ndarray:
     return np.clip(np.searchsorted(edges, c, side="left") - 1, 0, n_bins - 1)
 
 
-def _bin_sums(
-    confidence: np.ndarray, correct: np.ndarray, n_bins: int, weights: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weight, weighted confidence and weighted correctness in each bin, each [..., n_bins]."""
-    member = np.eye(n_bins)[bin_index(confidence, n_bins)]  # [N, n_bins]
-    columns = np.concatenate([member, member * confidence[:, None], member * correct[:, None]], axis=1)
-    w = np.ones(len(confidence)) if weights is None else np.asarray(weights, dtype=np.float64)
-    mass, conf, right = np.split(w @ columns, 3, axis=-1)
-    return mass, conf, right
+def binned_errors(
+    probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """ECE and MCE (see `ece` and `mce`) from one pass over the bins."""
+    confidence, correct = top_label(probs, labels)
+    index, surplus = bin_index(confidence, n_bins), confidence - correct
+    if weights is None:
+        mass, gap = np.bincount(index, minlength=n_bins), np.bincount(index, surplus, n_bins)
+    else:
+        member = np.eye(n_bins)[index]  # [N, n_bins]
+        sums = np.asarray(weights, dtype=np.float64) @ np.concatenate([member, member * surplus[:, None]], axis=1)
+        mass, gap = np.split(sums, 2, axis=-1)
+    gap = np.abs(gap)
+    worst = (gap / np.where(mass > 0, mass, 1.0)).max(axis=-1)
+    return np.asarray(gap.sum(axis=-1) / mass.sum(axis=-1)), np.asarray(worst)
 
 
 def ece(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10) -> np.ndarray:
@@ -131,8 +137,7 @@ def ece(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n
     The plug-in value: biased upwards, by about 0.06 for 200 perfectly calibrated answers; see `debiased_ece` and
     `consistency_band` before reading a small value as miscalibration.
     """
-    mass, conf, right = _bin_sums(*top_label(probs, labels), n_bins, weights)
-    return np.asarray(np.abs(conf - right).sum(axis=-1) / mass.sum(axis=-1))
+    return binned_errors(probs, labels, weights, n_bins)[0]
 
 
 def mce(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10) -> np.ndarray:
@@ -140,9 +145,7 @@ def mce(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n
 
     One answer in a bin is enough to set it; read it beside the counts and its consistency band.
     """
-    mass, conf, right = _bin_sums(*top_label(probs, labels), n_bins, weights)
-    gap = np.abs(conf - right) / np.where(mass > 0, mass, 1.0)
-    return np.asarray(gap.max(axis=-1))
+    return binned_errors(probs, labels, weights, n_bins)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +163,15 @@ class ReliabilityBins:
 
 def reliability_bins(probs: ArrayLike, labels: ArrayLike, n_bins: int = 10) -> ReliabilityBins:
     """Number of answers, mean confidence and accuracy of each equal-width bin of confidence."""
-    mass, conf, right = _bin_sums(*top_label(probs, labels), n_bins, None)
+    confidence, correct = top_label(probs, labels)
+    index = bin_index(confidence, n_bins)
+    mass = np.bincount(index, minlength=n_bins)
+    conf, right = np.bincount(index, confidence, n_bins), np.bincount(index, correct, n_bins)
     filled = mass > 0
     divisor = np.where(filled, mass, 1.0)
     return ReliabilityBins(
         edges=np.arange(n_bins + 1) / n_bins,
-        counts=mass.astype(np.int64),
+        counts=mass,
         confidence=np.where(filled, conf / divisor, np.nan),
         accuracy=np.where(filled, right / divisor, np.nan),
     )

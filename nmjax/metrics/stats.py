@@ -135,9 +135,9 @@ def bounded_bias_interval(
 
     The bootstrap `samples [draws]` give the spread about their own mean; the bounds on the bias widen it. This is for
     differences of ECE or MCE: each is biased upwards, most where calibration is perfect, so the bias of the difference
-    a - b lies between minus b's and plus a's mean under perfect calibration (`ConsistencyBand.mean`). The plain
-    percentile interval ignores that the better calibrated side is the more biased one, and covers the true difference
-    as rarely as 2 times in 10 at N = 1000; this one covers it at least 95 times in 100, and is wide.
+    a - b lies between minus b's and plus a's largest bias (at most `ConsistencyBand.mean`). The plain percentile
+    interval ignores that the better calibrated side is the more biased one, and covers the true difference as rarely as
+    2 times in 10 at N = 1000.
     """
     if not bias[0] <= bias[1]:
         raise ValueError(f"bias is {bias}; wanted (lower, upper) in this order")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nmjax.metrics.calibration import ConsistencyBand, ReliabilityBins
@@ -20,6 +22,7 @@ from nmjax.metrics.stats import wilson_interval
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 POINT, BAND, BASELINE = "#1d5b9b", "#c9dbef", "#b45309"
 _DPI = 150
+_FEW = 10  # a bin with fewer answers is drawn hollow and not joined to the line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,33 +53,34 @@ class MetricPanel:
 def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> bytes:
     """Reliability diagrams, one a condition on equal axes, each above the number of answers in its bins.
 
-    Points: accuracy of a bin at its mean confidence, with Wilson 95% intervals. Shaded: the consistency band, where a
-    bin's accuracy would lie were the confidences perfectly calibrated.
+    Points: accuracy of a bin at its mean confidence, with Wilson 95% intervals, hollow where fewer than 10 answers make
+    it. Shaded: the consistency band, where a bin's accuracy would lie were the confidences perfectly calibrated.
     """
     if not panels:
         raise ValueError("panels is empty; wanted at least one condition")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.1 * columns + 0.7, 4.35 * rows + 0.55), dpi=_DPI, facecolor="white")
+    width, height, legend = 3.1 * columns + 0.75, 4.6 * rows, 0.5 if columns > 1 else 0.8  # inches
+    figure = Figure(figsize=(width, height + legend), dpi=_DPI, facecolor="white")
     grid = figure.add_gridspec(
-        2 * rows, columns, height_ratios=[3.1, 1.0] * rows, hspace=0.16, wspace=0.12,
-        left=0.62 / (3.1 * columns + 0.7), right=1 - 0.12 / (3.1 * columns + 0.7),
-        top=1 - 0.72 / (4.35 * rows + 0.55), bottom=0.5 / (4.35 * rows + 0.55),
+        rows, columns, wspace=0.1, hspace=0.26, left=0.62 / width, right=1 - 0.15 / width,
+        top=height / (height + legend) - 0.5 / (height + legend), bottom=0.5 / (height + legend),
     )  # fmt: skip
     most = max(int(panel.bins.counts.max()) for panel in panels)
     for k, panel in enumerate(panels):
         row, column = divmod(k, columns)
-        upper = figure.add_subplot(grid[2 * row, column])
-        lower = figure.add_subplot(grid[2 * row + 1, column], sharex=upper)
+        pair = grid[row, column].subgridspec(2, 1, height_ratios=[3.1, 1.0], hspace=0.09)
+        upper = figure.add_subplot(pair[0])
+        lower = figure.add_subplot(pair[1], sharex=upper)
         _reliability(upper, panel)
         _counts(lower, panel.bins, most)
         for axes in (upper, lower):
             axes.tick_params(labelleft=column == 0)
         upper.tick_params(labelbottom=False)
-        lower.set_xlabel("confidence", color=INK)
+        lower.set_xlabel("confidence", color=INK, fontsize=9)
         if column == 0:
-            upper.set_ylabel("accuracy", color=INK)
-            lower.set_ylabel("answers", color=INK)
+            upper.set_ylabel("accuracy", color=INK, fontsize=9)
+            lower.set_ylabel("answers", color=INK, fontsize=9)
     _legend(figure)
     return _png(figure)
 
@@ -91,14 +95,18 @@ def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
     confidence, accuracy, counts = bins.confidence[filled], bins.accuracy[filled], bins.counts[filled]
     whisker_low, whisker_high = wilson_interval(np.round(accuracy * counts), counts)
     axes.vlines(confidence, whisker_low, whisker_high, color=POINT, linewidth=1.1, zorder=2)
-    axes.plot(confidence, accuracy, color=POINT, linewidth=1.1, marker="o", markersize=4.5, zorder=3)
-    axes.set(xlim=(0, 1), ylim=(0, 1.0))
-    _frame(axes, panel.title)
-    text = "\n".join(f"{name}  {value}" for name, value in panel.notes)
-    axes.text(
-        0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8, color=INK, linespacing=1.45,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
-    )  # fmt: skip
+    many = counts >= _FEW
+    axes.plot(confidence[many], accuracy[many], color=POINT, linewidth=1.1, zorder=3)
+    for chosen, face in ((many, POINT), (~many, "white")):
+        axes.plot(
+            confidence[chosen], accuracy[chosen], "o", color=POINT, markerfacecolor=face, markersize=4.5, clip_on=False,
+            zorder=4,
+        )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    _frame(axes)
+    axes.text(0, 1.085, panel.title, transform=axes.transAxes, fontsize=10.5, color=INK, fontweight="bold")
+    notes = "   ".join(f"{name} {value}" for name, value in panel.notes)
+    axes.text(0, 1.028, notes, transform=axes.transAxes, fontsize=7.8, color=INK)
 
 
 def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
@@ -113,17 +121,15 @@ def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
+    line = {"color": POINT, "marker": "o", "markersize": 4.5}
     handles = [
-        Line2D([], [], color=POINT, marker="o", markersize=4.5, linewidth=1.1, label="accuracy in the bin, 95% interval"),
+        Line2D([], [], **line, linewidth=1.1, label="accuracy in the bin, 95% interval"),
+        Line2D([], [], **line, linewidth=0, markerfacecolor="white", label=f"fewer than {_FEW} answers"),
         Patch(facecolor=BAND, label="95% band under perfect calibration"),
         Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="perfect calibration"),
     ]
-    # As many columns as fit: a single panel is too narrow for one line.
-    columns = 3 if figure.get_figwidth() > 8 else 1 if figure.get_figwidth() < 5 else 2
-    figure.legend(handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
+    columns = 4 if figure.get_figwidth() > 9 else 2 if figure.get_figwidth() > 5 else 1
+    figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
 
 
 def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], columns: int = 4) -> bytes:
@@ -142,6 +148,7 @@ def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], col
     rows = -(-len(panels) // columns)
     height = 0.28 * len(conditions) + 0.95
     figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     y = np.arange(len(conditions))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for k, axes in enumerate(grid.flat):
@@ -159,6 +166,7 @@ def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], col
         axes.plot(values, y, "o", color=POINT, markersize=5, zorder=3)
         axes.set_yticks(y, conditions)
         axes.set_ylim(len(conditions) - 0.4, -0.6)
+        axes.use_sticky_edges = False  # or a bar that starts at the edge of the data would be cut there
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
         _frame(axes, panel.title)

@@ -45,7 +45,7 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def save(self, step: int, state: Any, history: list[dict]) -> None:
-        """Writes `state` (a pytree of arrays) and `history` (strict JSON) as the checkpoint of `step`, and drops old ones."""
+        """Writes `state` (arrays) and `history` (strict JSON) as the checkpoint of `step`, and drops the oldest."""
         arrays, manifest = self._paths(step)
         shutil.rmtree(arrays, ignore_errors=True)
         ocp.save(arrays, dict(enumerate_leaves(state)))
@@ -70,11 +70,15 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         if step is None or step not in self.steps():
-            raise FileNotFoundError(f"step must be one of the complete checkpoints {self.steps()} in {self.folder}, got {step}")
+            raise FileNotFoundError(
+                f"step must be one of the complete checkpoints {self.steps()} in {self.folder}, got {step}"
+            )
         arrays, manifest = self._paths(step)
         content = json.loads(manifest.read_text())
         found = _hashes(arrays)
-        bad = sorted(name for name in found.keys() | content["sha256"].keys() if found.get(name) != content["sha256"].get(name))
+        bad = sorted(
+            name for name in found.keys() | content["sha256"].keys() if found.get(name) != content["sha256"].get(name)
+        )
         if bad:
             raise ValueError(f"checkpoint {arrays} is damaged: the sha256 of {bad} is not the manifest's")
         wanted = dict(enumerate_leaves(like))

@@ -1,7 +1,7 @@
 """The training loop: one step function, seeded batches by step, checkpoints that make a killed run go on in bits.
 
-`train` is given `loss_fn(params, batch, key) -> (loss, metrics)` and a data source indexed by step, so that the state of
-the data is the step itself; the key of step s is `fold_in(key(seed), s)`. Nothing else changes with time: a run that
+`train` is given `loss_fn(params, batch, key) -> (loss, metrics)` and a data source indexed by step, so that the state
+of the data is the step itself; the key of step s is `fold_in(key(seed), s)`. Nothing else changes with time: a run that
 was killed and restarted computes what the unbroken run computes.
 """
 
@@ -46,8 +46,10 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps in all.
-        peak_lr, end_lr: learning rate after `warmup` steps of linear growth, and at the end of the cosine.
+        peak_lr, end_lr: learning rate after `warmup` steps of linear growth, and at the end.
         warmup: steps.
+        decay: over how many steps at the end the rate falls from one to the other, linearly; before that it is constant,
+            so that runs of different lengths share their first part. 0 is a cosine over all steps instead.
         weight_decay: of AdamW, on every parameter with two or more axes.
         clip: largest global norm of the gradient.
         accumulate: micro-batches a step; every leaf of a batch is split along its first axis.
@@ -61,6 +63,7 @@ class TrainConfig:
     peak_lr: float = 3e-3
     end_lr: float = 0.0
     warmup: int = 100
+    decay: int = 0
     weight_decay: float = 0.1
     b2: float = 0.95
     clip: float = 1.0
@@ -74,15 +77,22 @@ class TrainConfig:
         for name in ("steps", "accumulate", "scan", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.decay and not 0 < self.decay <= self.steps - self.warmup:
+            wanted = f"0 to steps - warmup = {self.steps - self.warmup}"
+            raise ValueError(f"decay must be {wanted}, got {self.decay}")
         if self.steps % self.scan:
             raise ValueError(f"steps must be a multiple of scan={self.scan}, got {self.steps}")
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine, behind a clip of the global gradient norm."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.peak_lr, min(config.warmup, config.steps - 1), config.steps, config.end_lr
-    )
+    """AdamW under a warm-up and a cosine (or a plateau and a linear decay), behind a clip of the gradient's norm."""
+    warmup = min(config.warmup, config.steps - 1)
+    if config.decay:
+        parts = [(0.0, config.peak_lr, warmup), (config.peak_lr, config.end_lr, config.decay)]
+        rise, fall = (optax.linear_schedule(*part) for part in parts)
+        schedule = optax.join_schedules([rise, fall], [config.steps - config.decay])
+    else:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, warmup, config.steps, config.end_lr)
 
     def matrices(params):
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
@@ -103,8 +113,8 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure step function: (state, batch) -> (next state, metrics).
 
-    Gradients, loss and metrics are means over `accumulate` micro-batches, which equals the step on the whole batch where
-    the loss is a mean over rows. Metrics gain `loss` and `grad_norm` (before clipping).
+    Gradients, loss and metrics are means over `accumulate` micro-batches, which equals the step on the whole batch
+    where the loss is a mean over rows. Metrics gain `loss` and `grad_norm` (before clipping).
 
     Raises:
         ValueError: at trace time, if a leaf's first axis is not a multiple of `accumulate`.

@@ -62,6 +62,18 @@ VARIANTS = {
     "qwen3-gqa4-untied-yarn": _qwen("qwen3", 1, False, YARN, head_dim=8),
 }
 
+# RoPE of published checkpoints: (family, head size, theta, scaling).
+_LLAMA31 = {**LLAMA3, "original_max_position_embeddings": 8192}
+PUBLISHED_ROPE = {
+    "llama-2": ("llama", 128, 10000.0, None),
+    "llama-3.1": ("llama", 128, 500000.0, _LLAMA31),
+    "llama-3.2": ("llama", 64, 500000.0, {**_LLAMA31, "factor": 32.0}),
+    "qwen2.5": ("qwen2", 64, 1000000.0, None),
+    "qwen3": ("qwen3", 128, 1000000.0, None),
+    "qwen3-yarn": ("qwen3", 128, 1000000.0, {**YARN, "original_max_position_embeddings": 32768}),
+    "smollm2": ("llama", 64, 100000.0, None),
+}
+
 # The live comparison adds these.
 MORE_VARIANTS = {
     "llama-mha-tied": _llama(4, True),
@@ -101,9 +113,22 @@ def build(name: str):
             elif weight.ndim == 1:
                 weight.copy_(0.5 * torch.randn_like(weight))
             else:
-                gain = 2.0 if "q_proj" in path or "k_proj" in path else 1.0
+                gain = 1.4 if "q_proj" in path or "k_proj" in path else 1.0
                 weight.copy_(gain * torch.randn_like(weight) / weight.shape[1] ** 0.5)
     return model.eval()
+
+
+def published_frequencies(name: str) -> np.ndarray:
+    """float32 [H/2], from the family's own rotary embedding."""
+    import transformers
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # the same code in the three families
+
+    family, head_dim, theta, scaling = PUBLISHED_ROPE[name]
+    config = transformers.AutoConfig.for_model(
+        family, hidden_size=4 * head_dim, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=131072,
+        **_rope(scaling, theta),
+    )  # fmt: skip
+    return LlamaRotaryEmbedding(config).inv_freq.numpy()
 
 
 def rows(seed: int = 0) -> list[np.ndarray]:
@@ -144,12 +169,14 @@ def main() -> None:
     for name in VARIANTS:
         model = build(name)
         model.save_pretrained(GOLDEN / name)
-        kept = {}
+        rope = model.model.rotary_emb
+        kept = {"frequencies": rope.inv_freq.numpy(), "rope_scale": rope.attention_scaling}
         for i, row in enumerate(rows()):
             kept[f"tokens_{i}"], kept[f"positions_{i}"] = row, positions(len(row))
             kept[f"logits_{i}"] = reference(model, row)[positions(len(row))]
         np.savez_compressed(GOLDEN / name / "reference.npz", **kept)
         print(name, sum(p.stat().st_size for p in (GOLDEN / name).iterdir()), "bytes")
+    np.savez(GOLDEN / "rope.npz", **{name: published_frequencies(name) for name in PUBLISHED_ROPE})
     if arguments.stories:
         tokens = greedy(arguments.stories, 200)
         (GOLDEN / "stories260K_greedy.json").write_text(json.dumps(tokens) + "\n", encoding="utf-8")

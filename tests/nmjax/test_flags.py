@@ -75,7 +75,7 @@ def test_spellings(defined, words, name, value):
 
 
 def test_a_list_ends_at_the_next_flag(defined):
-    values = parsed(defined, "--packs", "none", "cocaine_10", "--test-mode", "--doses", "0", "-1", "--max-questions", "3")
+    values = parsed(defined, *"--packs none cocaine_10 --test-mode --doses 0 -1 --max-questions 3".split())
     assert (values.packs, values.doses) == (["none", "cocaine_10"], ["0", "-1"])
     assert values.test_mode and values.max_questions == 3
 

@@ -108,8 +108,13 @@ def test_statements_know_whether_they_are_true(world):
     for fact in world.facts:
         facts[fact.entity, fact.relation.name].add(fact.value)
     for statement in statements:
-        subject_facts = [f for f in world.facts if f.entity in statement.text.replace(".", " ").replace(",", " ").split()]
-        right = any(f" {f.relation.name} " in statement.text and f.value in statement.text.strip(".").split() for f in subject_facts)
+        subject_facts = [
+            f for f in world.facts if f.entity in statement.text.replace(".", " ").replace(",", " ").split()
+        ]
+        right = any(
+            f" {f.relation.name} " in statement.text and f.value in statement.text.strip(".").split()
+            for f in subject_facts
+        )
         assert right == statement.true, statement
         assert statement.prompt.endswith("Answer:")
 

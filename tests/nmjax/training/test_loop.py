@@ -55,7 +55,9 @@ def test_the_step_is_clipped_adamw_written_out_by_hand():
     w, moment, square = np.array(initial()["w"], np.float64), 0.0, 0.0
     for index, rate in enumerate([0.0, 0.005]):
         batch = Points()[index]
-        grads = jax.grad(lambda p, b=batch, i=index: loss_fn(p, b, jax.random.fold_in(jax.random.key(5), i))[0])(state.params)
+        grads = jax.grad(lambda p, b=batch, i=index: loss_fn(p, b, jax.random.fold_in(jax.random.key(5), i))[0])(
+            state.params
+        )
         norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
         assert norm > 0.5, "the clip must act"
         grad = np.asarray(grads["w"], np.float64) * 0.5 / norm
@@ -144,7 +146,9 @@ def test_damage_is_found(tmp_path):
     loaded, history = checkpoints.load(state)
     chex.assert_trees_all_equal(loaded, state)
     assert history == [{"step": 6, "loss": 1.0}]
-    victim = max((path for path in (tmp_path / "step_6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    victim = max(
+        (path for path in (tmp_path / "step_6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)

@@ -1,0 +1,1 @@
+"""Experiments: one binary a file, `python -m experiments.<name> --help`."""
