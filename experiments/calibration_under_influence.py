@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from scipy.special import softmax
 from tqdm import tqdm
 
 import nmjax
@@ -31,33 +32,52 @@ from nmjax import flags as nm_flags
 from nmjax import paths
 from nmjax.data.questions import LETTERS, Question, format_mmlu, load_questions
 from nmjax.metrics import battery, stats
-from nmjax.report import calibration as report
-from nmjax.report import page, results
-from nmjax.report.tables import Table, number
+from nmjax.report import results
+from nmjax.report.calibration import CalibrationReport, metrics_png, reliability_png
 
 NAME = "calibration_under_influence"
 CHOICES = tuple(f" {letter}" for letter in LETTERS)
 FIELDS = ("probs", "logprobs", "sober_logprobs", "removed")  # what is kept of a question's ChoiceScores
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "checkpoints/tiny", "Checkpoint: a folder, or a hub id.")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Convert the weights; default: as they are stored.")
-flags.DEFINE_list("packs", "none,cocaine_10,cocaine_50,cocaine_100", "Packs by name or path of a JSON file.")
-flags.DEFINE_list("intensities", None, "Doses, one a pack; default 1.0 each.")
-flags.DEFINE_string("questions", "bundled", "'bundled', a .jsonl or .csv file, or a folder of CSV files as of MMLU.")
-flags.DEFINE_integer(
-    "max_questions",
-    1000,
-    "At most so many questions, equally many a subject; 0 takes all. At 1000 accuracy is known to +-0.03 and a perfectly "
-    "calibrated model shows an ECE of about 0.02; at 100 it is +-0.10 and 0.08, more than most doses do.",
-    lower_bound=0,
-)
-flags.DEFINE_list("subjects", None, "Only these subjects.")
-flags.DEFINE_integer("seed", 0, "Of the choice of questions, the bootstrap, and packs that draw noise.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 32, "Questions a batch; a batch has this many rows for every pack.", lower_bound=1)
-flags.DEFINE_integer("bootstrap_draws", stats.DRAWS, "Draws of the bootstrap and of the consistency bands.", lower_bound=100)
-flags.DEFINE_string("output_dir", f"results/{NAME}", "Folder for the results.")
-flags.DEFINE_bool("resume", True, "Go on with a run of the same plan that was killed; --noresume starts anew.")
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the flags say; see `define_flags`."""
+
+    model: str = "checkpoints/tiny"
+    dtype: str | None = None
+    packs: Sequence[str] = ("none", "cocaine_10", "cocaine_50", "cocaine_100")
+    intensities: Sequence[str] | None = None
+    questions: str = "bundled"
+    max_questions: int = 1000
+    subjects: Sequence[str] | None = None
+    seed: int = 0
+    batch_size: int = 32
+    bootstrap_draws: int = stats.DRAWS
+    output_dir: str = f"results/{NAME}"
+    resume: bool = True
+
+
+def define_flags() -> None:
+    d = Settings()
+    flags.DEFINE_string("model", d.model, "Checkpoint: a folder, or a hub id.")
+    flags.DEFINE_enum("dtype", d.dtype, ["float32", "bfloat16", "float16"], "Converts the weights; default: as stored.")
+    flags.DEFINE_list("packs", d.packs, "Packs, by name or by the path of a JSON file.")
+    flags.DEFINE_list("intensities", d.intensities, "Doses, one a pack; default 1.0 each.")
+    flags.DEFINE_string("questions", d.questions, "'bundled', a .jsonl or .csv file, or a folder of CSVs like MMLU's.")
+    flags.DEFINE_integer(
+        "max_questions",
+        d.max_questions,
+        "At most so many questions, equally many a subject; 0 takes all. At 1000 accuracy is known to +-0.03, and a "
+        "perfectly calibrated model shows an ECE of about 0.02; at 100 it is +-0.10 and 0.08, more than most doses do.",
+        lower_bound=0,
+    )
+    flags.DEFINE_list("subjects", d.subjects, "Only these subjects.")
+    flags.DEFINE_integer("seed", d.seed, "Of the questions, the bootstrap and packs that draw noise.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", d.batch_size, "Questions a batch; each is a row for every pack.", lower_bound=1)
+    flags.DEFINE_integer("bootstrap_draws", d.bootstrap_draws, "Of bootstrap and consistency bands.", lower_bound=100)
+    flags.DEFINE_string("output_dir", d.output_dir, "Folder of the results.")
+    flags.DEFINE_bool("resume", d.resume, "Go on with a killed run of the same plan; --noresume starts anew.")
 
 
 # --- The plan ---------------------------------------------------------------------------------------------------------
@@ -120,7 +140,7 @@ def make_arms(packs: Sequence[str], intensities: Sequence[str] | None) -> list[A
             f"--intensities has {len(intensities)} values ({', '.join(intensities)}) for {len(packs)} packs "
             f"({', '.join(packs)}); wanted one a pack"
         )
-    arms = []
+    arms: list[Arm] = []
     for name, dose in zip(packs, intensities or ["1"] * len(packs), strict=True):
         try:
             intensity = float(dose)
@@ -136,21 +156,21 @@ def make_arms(packs: Sequence[str], intensities: Sequence[str] | None) -> list[A
     return arms
 
 
-def make_plan() -> tuple[Plan, pathlib.Path]:
-    """The plan that the flags ask for, and the model's folder. Raises ValueError or OSError for bad input."""
-    arms = make_arms(FLAGS.packs, FLAGS.intensities)
-    questions = load_questions(FLAGS.questions, FLAGS.max_questions or None, FLAGS.seed, FLAGS.subjects)
+def make_plan(settings: Settings) -> tuple[Plan, pathlib.Path]:
+    """The plan that the settings ask for, and the model's folder. Raises ValueError or OSError for bad input."""
+    arms = make_arms(settings.packs, settings.intensities)
+    questions = load_questions(settings.questions, settings.max_questions or None, settings.seed, settings.subjects)
     if len(questions) < 2:
         raise ValueError(f"there is {len(questions)} question; intervals need at least 2")
-    folder = checkpoint.find(FLAGS.model)
+    folder = checkpoint.find(settings.model)
     plan = Plan(
         arms=arms,
         questions=questions,
-        batch_size=min(FLAGS.batch_size, len(questions)),
-        seed=FLAGS.seed,
-        model=FLAGS.model,
+        batch_size=min(settings.batch_size, len(questions)),
+        seed=settings.seed,
+        model=settings.model,
         model_hash=results.path_hash(folder),
-        dtype=FLAGS.dtype,
+        dtype=settings.dtype,
     )
     return plan, folder
 
@@ -206,16 +226,15 @@ def ask(plan: Plan, score: Scorer, log: results.JsonlLog) -> Answers:
     """Score the batches that `log` does not have yet, with a progress bar, and collect the answers of all."""
     arms = len(plan.arms)
     already = sum(len(plan.batches[k]) for k in log.done)
-    with tqdm(total=len(plan.questions), initial=already, unit="question", desc=f"{arms} packs", file=sys.stderr) as bar:
+    with tqdm(total=len(plan.questions), initial=already, unit="question", desc=f"{arms} packs") as bar:
         for k, batch in enumerate(plan.batches):
             if k in log.done:
                 continue
             start = time.perf_counter()
             padded = [*batch, *[batch[-1]] * (plan.batch_size - len(batch))]
             scores = score([format_mmlu(plan.questions[i]) for i in padded], padded)
-            # One float64 list a question and field, [P, ...]; exact, JSON keeps all digits.
-            kept = {name: np.asarray(getattr(scores, name), dtype=np.float64) for name in FIELDS}
-            kept = {name: value.reshape(plan.batch_size, arms, *value.shape[1:]) for name, value in kept.items()}
+            fields = {name: np.asarray(getattr(scores, name)) for name in FIELDS}
+            kept = {name: x.reshape(plan.batch_size, arms, *x.shape[1:]) for name, x in fields.items()}
             items = [
                 {"id": plan.questions[i].id, "answer": plan.questions[i].answer, **{f: kept[f][j] for f in FIELDS}}
                 for j, i in enumerate(batch)
@@ -227,47 +246,38 @@ def ask(plan: Plan, score: Scorer, log: results.JsonlLog) -> Answers:
         name: np.moveaxis(np.asarray([item[name] for record in records for item in record["items"]]), 1, 0)
         for name in FIELDS
     }
-    sober = np.exp(column["sober_logprobs"])
     return Answers(
-        probs=_normalised(column["probs"]),
-        sober_probs=_normalised(np.exp(column["sober_logprobs"] - column["sober_logprobs"].max(-1, keepdims=True))),
+        probs=column["probs"] / column["probs"].sum(-1, keepdims=True),  # float32 sums are 1 to 1e-7 only
+        sober_probs=softmax(column["sober_logprobs"], axis=-1),
         mass=np.exp(column["logprobs"]).sum(-1),
-        sober_mass=sober.sum(-1),
+        sober_mass=np.exp(column["sober_logprobs"]).sum(-1),
         removed=column["removed"],
         seconds=[record["seconds"] for record in records],
     )
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum(-1, keepdims=True)
-
-
 # --- Analysis ---------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Findings:
-    """The batteries after all effects and before the sampler's, and the letters' mass by arm."""
-
-    after: battery.Battery
-    before: battery.Battery
-    mass: list[dict]
-
-
-def analyse(plan: Plan, answers: Answers, draws: int) -> Findings:
+def analyse(plan: Plan, answers: Answers, draws: int) -> CalibrationReport:
     """Calibration of every arm and its difference from the baseline, both after and before the sampler's effects."""
     labels = np.array([q.answer for q in plan.questions])
     strata = [q.subject for q in plan.questions]
-    options = {"baseline": plan.baseline, "draws": draws, "seed": plan.seed, "strata": strata}
+    options: dict = {"baseline": plan.baseline, "draws": draws, "seed": plan.seed, "strata": strata}
     mass = []
     for k in range(len(plan.arms)):
         entry: dict = {}
         for name, values in (("after_all_effects", answers.mass[k]), ("before_sampler", answers.sober_mass[k])):
             low, high = stats.mean_interval(values, draws, plan.seed, strata)
             entry[name] = {"mean": values.mean(), "interval": [low, high], "min": values.min()}
-        entry["removed_by_truncation"] = answers.removed[k].mean()
-        mass.append(entry)
-    return Findings(
+        mass.append(entry | {"removed_by_truncation": answers.removed[k].mean()})
+    return CalibrationReport(
+        model=plan.model,
+        labels=[arm.label for arm in plan.arms],
+        baseline=plan.baseline,
+        num_questions=len(plan.questions),
+        num_subjects=len(set(strata)),
+        draws=draws,
         after=battery.measure(answers.probs, labels, **options),
         before=battery.measure(answers.sober_probs, labels, **options),
         mass=mass,
@@ -277,9 +287,8 @@ def analyse(plan: Plan, answers: Answers, draws: int) -> Findings:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def result_json(plan: Plan, findings: Findings, identity: dict, seconds: Sequence[float]) -> dict:
+def result_json(plan: Plan, report: CalibrationReport, identity: dict, seconds: Sequence[float]) -> dict:
     """The full result; keys that the reference study has, too, carry its names."""
-    rows = len(plan.questions) * len(plan.arms)
     steady = seconds[1:] if len(seconds) > 1 else seconds
     return {
         "identity": identity,
@@ -293,173 +302,80 @@ def result_json(plan: Plan, findings: Findings, identity: dict, seconds: Sequenc
                 "pack_name": arm.label,
                 "intensity": arm.intensity,
                 "notes": arm.pack.notes(),
-                "calibration": findings.after.profiles[k],
-                "calibration_before_sampler": findings.before.profiles[k],
-                "difference_from_baseline": findings.after.differences[k],
-                "difference_from_baseline_before_sampler": findings.before.differences[k],
-                "letter_mass": findings.mass[k],
+                "calibration": report.after.profiles[k],
+                "calibration_before_sampler": report.before.profiles[k],
+                "difference_from_baseline": report.after.differences[k],
+                "difference_from_baseline_before_sampler": report.before.differences[k],
+                "letter_mass": report.mass[k],
             }
             for k, arm in enumerate(plan.arms)
         ],
         "timing": {
             "scoring_seconds": sum(seconds),
             "first_batch_seconds": seconds[0],
-            "rows": rows,
+            "rows": len(plan.questions) * len(plan.arms),
             "rows_per_second": plan.batch_size * len(plan.arms) / float(np.median(steady)),
         },
     }
 
 
-def mass_table(plan: Plan, findings: Findings) -> Table:
-    """How much of the vocabulary's probability the four letters hold."""
-    rows = [
-        [
-            arm.label,
-            number(entry["after_all_effects"]["mean"], 4),
-            number(entry["after_all_effects"]["min"], 4),
-            number(entry["before_sampler"]["mean"], 4),
-            number(entry["before_sampler"]["min"], 4),
-        ]
-        for arm, entry in zip(plan.arms, findings.mass, strict=True)
-    ]
-    headers = ["pack", "mean", "least", "mean before sampler", "least before sampler"]
-    return Table(headers, rows, "Probability mass of the four letters before renormalising")
-
-
-def headline(plan: Plan, findings: Findings, draws: int) -> str:
-    """The summary that the terminal shows."""
-    labels = [arm.label for arm in plan.arms]
-    subjects = len({q.subject for q in plan.questions})
-    parts = [
-        f"Calibration under the influence: {plan.model}, {len(plan.questions)} questions of {subjects} subjects, "
-        f"{draws} bootstrap draws.\nProbabilities over the four letters after all effects, the sampler's included.",
-        report.means_table(findings.after, labels, ("accuracy", "confidence", "brier_score", "nll")).text(),
-        report.binned_table(findings.after, labels).text(),
-    ]
-    if len(labels) > 1:
-        keys = ("accuracy", "confidence", "ece", "brier_score")
-        parts.append(report.differences_table(findings.after, labels, labels[plan.baseline], keys).text())
-    return "\n\n".join(parts) + "\n"
-
-
-def tables(plan: Plan, findings: Findings) -> dict[str, list[Table]]:
-    """All tables, by section."""
-    labels = [arm.label for arm in plan.arms]
-    sections = {}
-    for title, measured in (("After all effects", findings.after), ("Before the sampler's effects", findings.before)):
-        sections[title] = [report.means_table(measured, labels), report.binned_table(measured, labels)]
-        if len(labels) > 1:
-            sections[title].append(report.differences_table(measured, labels, labels[plan.baseline]))
-    sections["Probability of the letters"] = [mass_table(plan, findings)]
-    return sections
-
-
-def html_page(plan: Plan, findings: Findings, identity: dict, reliability: bytes, metrics: bytes) -> str:
-    """The page: headline numbers, diagrams, tables, and who made them."""
-    labels, sections = [arm.label for arm in plan.arms], tables(plan, findings)
-    first, last = findings.after.profiles[plan.baseline], findings.after.profiles[-1]
-    null = last["under_perfect_calibration"]["ece"]
-
-    def change(key: str) -> str:
-        return f"{number(first[key])} \u2192 {number(last[key])}"
-
-    span = f"{labels[plan.baseline]} \u2192 {labels[-1]}"
-    blocks: list[page.Block] = [
-        page.Cards(
-            [
-                ("Questions", str(len(plan.questions)), f"{len({q.subject for q in plan.questions})} subjects, same for all"),
-                ("Accuracy", change("accuracy"), span),
-                ("Mean confidence", change("confidence"), span),
-                ("ECE", change("ece"), f"{span}; p {report.p_text(null['p_value'])} against perfect calibration"),
-            ]
-        ),
-        page.Heading("Reliability"),
-        page.Picture(
-            reliability,
-            "Accuracy against confidence in ten bins, after all effects. Points below the diagonal: more confident than "
-            "right. A point outside the shaded band is miscalibration that chance does not explain.",
-            f"Reliability diagrams of {', '.join(labels)}",
-        ),
-        page.Heading("Measures by pack"),
-        page.Picture(
-            metrics,
-            "Points with 95% bootstrap intervals; for ECE and MCE the shaded band under perfect calibration in their "
-            f"place. The vertical line is {labels[0]}.",
-            "Every measure by pack",
-        ),
-    ]
-    for title, section in sections.items():
-        blocks += [page.Heading(title), *section]
-    blocks += [
-        page.Heading("How to read this"),
-        page.Paragraph(
-            "Confidence is the largest of the four letters' probabilities, renormalised over the letters. ECE is the "
-            "count-weighted mean distance of confidence and accuracy over ten equal bins, MCE the largest one. Both are "
-            "above 0 even for a perfectly calibrated model, hence their distribution under perfect calibration (simulated "
-            "from the confidences) and debiased values (Kumar et al. 2019) in place of bootstrap intervals."
-        ),
-        page.Paragraph(
-            "Differences are paired: all packs answered the same questions, and each bootstrap draw compares them on the "
-            "same resample. Intervals of differences of ECE and MCE allow for the unknown bias of both sides and are wide. "
-            "They are not corrected for the number of comparisons."
-        ),
-        page.Heading("Identity"),
-        page.Details("Configuration, seeds, versions, hashes", identity),
-    ]
-    subtitle = f"{plan.model} on {len(plan.questions)} four-choice questions under {', '.join(labels)}. {identity['timestamp']}"
-    return page.render_page("Calibration under the influence", subtitle, blocks)
-
-
-def write(plan: Plan, findings: Findings, identity: dict, seconds: Sequence[float], folder: pathlib.Path, stamp: str):
-    """Write JSON, summary, figures and page; returns their paths. The JSON comes last: it stands for a whole set."""
-    labels = [arm.label for arm in plan.arms]
-    reliability, metrics = report.reliability_png(findings.after, labels), report.metrics_png(findings.after, labels)
-    text = headline(plan, findings, identity["config"]["bootstrap_draws"])
-    for title, section in tables(plan, findings).items():
-        text += f"\n\n== {title} ==\n\n" + "\n\n".join(table.text() for table in section) + "\n"
+def write(
+    plan: Plan, report: CalibrationReport, settings: Settings, seconds: Sequence[float], stamp: str
+) -> list[pathlib.Path]:
+    """Write summary, figures, page and JSON; returns their paths. The JSON comes last: it stands for a whole set."""
+    folder = pathlib.Path(settings.output_dir)
+    identity = results.run_identity(
+        NAME,
+        dataclasses.asdict(settings),
+        {"questions": plan.seed, "bootstrap": plan.seed, "noise": plan.seed},
+        {"model": plan.model_hash, **{f"pack {arm.label}": arm.pack.content_hash() for arm in plan.arms}},
+    )
+    reliability, metrics = reliability_png(report.after, report.labels), metrics_png(report.after, report.labels)
+    page, result = report.html(identity, reliability, metrics), result_json(plan, report, identity, seconds)
     return [
-        results.write_atomic(folder / f"calibration_summary_{stamp}.txt", text),
+        results.write_atomic(folder / f"calibration_summary_{stamp}.txt", report.text()),
         results.write_atomic(folder / f"reliability_{stamp}.png", reliability),
         results.write_atomic(folder / f"metrics_{stamp}.png", metrics),
-        results.write_atomic(
-            folder / f"calibration_experiment_{stamp}.html", html_page(plan, findings, identity, reliability, metrics)
-        ),
-        results.write_json(
-            folder / f"calibration_experiment_{stamp}.json", result_json(plan, findings, identity, seconds)
-        ),
+        results.write_atomic(folder / f"calibration_experiment_{stamp}.html", page),
+        results.write_json(folder / f"calibration_experiment_{stamp}.json", result),
     ]
 
 
-def main(_: Sequence[str]) -> None:
-    paths.enable_compilation_cache()
-    try:
-        plan, model_folder = make_plan()
-        score = make_scorer(checkpoint.load(model_folder, dtype=FLAGS.dtype), plan)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{NAME}: {error}")
-    folder = pathlib.Path(FLAGS.output_dir)
-    log = results.JsonlLog(
-        folder / f"calibration_records_{results.content_hash(plan.describe())[:12]}.partial.jsonl",
-        plan.describe(),
-        resume=FLAGS.resume,
-    )
+def prepare(settings: Settings) -> tuple[Plan, Scorer, results.JsonlLog]:
+    """Everything that bad input can spoil, before any compute: ValueError or OSError."""
+    plan, folder = make_plan(settings)
+    score = make_scorer(checkpoint.load(folder, dtype=settings.dtype), plan)
+    description = plan.describe()
+    partial = f"calibration_records_{results.content_hash(description)[:12]}.partial.jsonl"
+    return plan, score, results.JsonlLog(pathlib.Path(settings.output_dir) / partial, description, settings.resume)
+
+
+def run(settings: Settings, plan: Plan, score: Scorer, log: results.JsonlLog) -> list[pathlib.Path]:
+    """Ask, analyse, write; returns the paths written."""
     with log:
         if log.done:
             print(f"Going on after {len(log.done)} of {len(plan.batches)} batches of a run that did not finish.")
         answers = ask(plan, score, log)
-        findings = analyse(plan, answers, FLAGS.bootstrap_draws)
-        identity = results.run_identity(
-            NAME,
-            {name: FLAGS[name].value for name in sorted(f.name for f in FLAGS.get_key_flags_for_module(sys.modules[__name__]))},
-            {"questions": FLAGS.seed, "bootstrap": FLAGS.seed, "noise": FLAGS.seed},
-            {"model": plan.model_hash, **{f"pack {arm.label}": arm.pack.content_hash() for arm in plan.arms}},
-        )
+        report = analyse(plan, answers, settings.bootstrap_draws)
         stamp = results.timestamp()
-        written = write(plan, findings, identity, answers.seconds, folder, stamp)
-        written.append(log.finish(folder / f"calibration_records_{stamp}.jsonl"))
-    print("\n" + headline(plan, findings, FLAGS.bootstrap_draws))
+        written = write(plan, report, settings, answers.seconds, stamp)
+        written.append(log.finish(log.path.with_name(f"calibration_records_{stamp}.jsonl")))
+    print("\n" + report.headline())
     print("Written:\n" + "\n".join(f"  {path}" for path in written))
+    return written
+
+
+def main(_: Sequence[str]) -> None:
+    paths.enable_compilation_cache()
+    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
+    settings = Settings(**given)
+    try:
+        prepared = prepare(settings)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{NAME}: {error}")
+    run(settings, *prepared)
 
 
 if __name__ == "__main__":
+    define_flags()
     nm_flags.run(main)

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from models.config import ConfigError, LlamaConfig
+from models.config import LlamaConfig
 from models.convert import TIED_HEAD, Tensor, check, tensors
 from models.files import FLOATS, INDEX, SINGLE, CheckpointError, Stored, find, read_json, stored_tensors
 from models.llama import Llama
@@ -64,9 +64,10 @@ def load(model: str | Path, dtype: str | None = None, *, progress: Progress = it
 
 def _config(folder: Path) -> LlamaConfig:
     """config.json, with the end-of-sequence ids of generation_config.json where it names any (as in transformers)."""
+    fields = read_json(folder / "config.json")
     try:
-        config = LlamaConfig.from_hf(read_json(folder / "config.json"))
-    except ConfigError as error:
+        config = LlamaConfig.from_hf(fields)
+    except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if (folder / "generation_config.json").exists():
         eos = read_json(folder / "generation_config.json").get("eos_token_id")

@@ -62,7 +62,9 @@ class LlamaConfig:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ConfigError(f"num_attention_heads={self.heads} must be a multiple of num_key_value_heads={self.kv_heads}")
+            raise ConfigError(
+                f"num_attention_heads={self.heads} must be a multiple of num_key_value_heads={self.kv_heads}"
+            )
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "LlamaConfig":
@@ -152,7 +154,8 @@ def _family(hf: dict[str, Any]) -> str:
     family = FAMILIES.get(architecture) if architecture else hf.get("model_type")
     if family not in FAMILIES.values():
         raise ConfigError(
-            f"config.json: architecture {architecture or hf.get('model_type')!r} is unknown, wanted one of {sorted(FAMILIES)}"
+            f"config.json: architecture {architecture or hf.get('model_type')!r} is unknown, "
+            f"wanted one of {sorted(FAMILIES)}"
         )
     return family
 
@@ -170,6 +173,8 @@ def _windows(hf: dict[str, Any], family: str) -> tuple[int, ...] | None:
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown or len(kinds) != layers:
-        raise ConfigError(f"config.json: layer_types={kinds!r}, wanted {layers} of 'full_attention' or 'sliding_attention'")
+        raise ConfigError(
+            f"config.json: layer_types={kinds!r}, wanted {layers} of 'full_attention' or 'sliding_attention'"
+        )
     windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else None

@@ -145,7 +145,9 @@ class Llama(nn.Module):
             new.append(layer_cache)
         return x, (new if cache else None)
 
-    def __call__(self, tokens, mask=None, *, ctx: Context | None = None, effects: Effects = (), cache: Cache | None = None):
+    def __call__(
+        self, tokens, mask=None, *, ctx: Context | None = None, effects: Effects = (), cache: Cache | None = None
+    ):
         """Hidden states after the final norm.
 
         Args:
@@ -180,7 +182,7 @@ class Llama(nn.Module):
 
 
 class ScannedLlama(Llama):
-    """The same decoder with layers stacked on a leading L axis (`layers`) and run by a rematerialised scan: for training.
+    """The same decoder with layers stacked on a leading L axis (`layers`), run by a rematerialised scan: for training.
 
     One block is compiled whatever the depth, and only block inputs are kept for the backward pass.
     """
@@ -201,7 +203,9 @@ class ScannedLlama(Llama):
 
     def run_layers(self, x, ctx: Context, effects: Effects, cache: Cache | None):
         if cache is not None:
-            raise ValueError("cache: ScannedLlama runs without a cache; use Llama with unstack_layers(params) to generate")
+            raise ValueError(
+                "cache: ScannedLlama runs without a cache; use Llama with unstack_layers(params) to generate"
+            )
         x, _ = self.scan(self.layers, x, jnp.arange(self.config.layers), ctx, effects)
         return x, None
 

@@ -76,7 +76,7 @@ class Rope:
         }
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
-        """Angle per position [H/2] in radians, and the factor on cos and sin; float32 arithmetic, as transformers does."""
+        """Angle per position [H/2] in radians, and the factor on cos and sin; in float32, as transformers does."""
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         # numpy's own float32 power is off by one unit in the last place at every sixth value, and differs between
         # machines. 300 positions make that visible; rounding the exact power gives torch's values.

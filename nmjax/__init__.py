@@ -11,7 +11,10 @@ from nmjax.interventions.sampler import frequency_penalty, temperature, top_k, t
 from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
 from nmjax.packs import PackError, load_pack
+from nmjax.paths import enable_compilation_cache
 from nmjax.scoring import ChoiceScores, score, score_choices
+
+enable_compilation_cache()
 
 __all__ = [
     "ChoiceScores",

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import plain_context
+from nmjax.interventions.effect import plain_context, static
 from nmjax.interventions.sites import ACTIVATIONS, SITES, act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, bucket, check_context, encode_all, make_rows, row_keys
+from nmjax.rows import Rows, bucket, check_context, encode_all, make_rows, notes, row_keys
 
 
 class ForwardResult(flax.struct.PyTreeNode):
@@ -21,6 +21,7 @@ class ForwardResult(flax.struct.PyTreeNode):
     next_logits: jax.Array  # float32 [B, V] at the last position, after the `logits` site too
     mask: jax.Array  # bool [B, T], True at real tokens
     activations: dict[str, jax.Array]  # captured sites, after their effects; [L, B, ...], `embed` [B, T, D]
+    notes: tuple[str, ...] = static(default=())  # doses beyond 1 and clamped values
 
 
 def forward(lm: LanguageModel, prompts, packs=None, capture: Sequence[str] = (), seed=0, row_ids=None) -> ForwardResult:
@@ -39,12 +40,13 @@ def forward(lm: LanguageModel, prompts, packs=None, capture: Sequence[str] = (),
     ids = encode_all(lm, prompts)
     lengths = [len(row) for row in ids]
     check_context(lm, lengths, [0] * len(ids), "more")
-    rows = make_rows(lm, ids, as_rows(packs, len(ids)), bucket(max(lengths)), row_keys(seed, row_ids, len(ids)))
+    interventions = as_rows(packs, len(ids))
+    rows = make_rows(lm, ids, interventions, bucket(max(lengths)), row_keys(seed, row_ids, len(ids)))
     sites = (capture,) if isinstance(capture, str) else tuple(capture)
     result = _forward(lm.module, sites, lm.params, rows)
     # The bucket's own padding is ours, not the caller's.
     spare = rows.tokens.shape[1] - max(lengths)
-    return _trim(result, spare)
+    return _trim(result, spare).replace(notes=tuple(notes(interventions)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

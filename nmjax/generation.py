@@ -91,7 +91,7 @@ def generate(
       stop: texts that end a row; they are cut from `text`.
       eos_token_id: an id or several; None = the model's own.
       num_return_sequences: copies of every row, next to each other.
-      batch_size: rows run together; None = all.
+      batch_size: rows run together; None = as many as fit in memory.
     Raises:
       ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
     """
@@ -119,7 +119,7 @@ def generate(
 
     width, room = bucket(max(map(len, ids))), bucket(int(max_new.max()))
     produced = []
-    for take, real in chunks(len(ids), batch_size):
+    for take, real in chunks(lm, len(ids), width + room, batch_size):
         rows = make_rows(lm, [ids[i] for i in take], [interventions[i] for i in take], width, keys[np.asarray(take)])
         sampling = Sampling(heat[take], nucleus[take], largest[take])
         limits = Limits(max_new[take], min_new[take], eos)
@@ -239,7 +239,9 @@ def _prompt_ids(lm: LanguageModel, prompts, messages) -> list[list[int]]:
         raise ValueError("messages: this model's tokenizer has no chat template, pass prompts")
     if not messages or not all(isinstance(chat, list | tuple) for chat in messages):
         raise ValueError(f"messages={messages!r}, wanted a list of chats, each a list of role and content")
-    texts = [lm.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in messages]
+    texts = [
+        lm.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in messages
+    ]
     # The template writes the special tokens itself.
     return [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 

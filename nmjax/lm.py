@@ -43,7 +43,9 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError(f"prompts[{index}]={prompt!r} is text, but this model has no tokenizer: pass token ids")
+                raise ValueError(
+                    f"prompts[{index}]={prompt!r} is text, but this model has no tokenizer: pass token ids"
+                )
             ids = self.tokenizer(prompt)["input_ids"]
         else:
             ids = [int(t) for t in prompt]

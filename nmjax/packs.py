@@ -3,8 +3,8 @@
     {"schema": 1, "name": "cocaine", "description": "...", "category": "stimulant",
      "effects": [{"effect": "qk_score_scaling", "weight": 0.45, "direction": "up", "parameters": {"layers": "mid"}}]}
 
-Every effect is a function of `u = weight * dose`. Reading a pack fixes the weight; `pack.at(dose)` multiplies it. What a
-pack can't mean exactly is an error that names the pack, the field, the value seen and the values allowed.
+Every effect is a function of `u = weight * dose`. Reading a pack fixes the weight; `pack.at(dose)` multiplies it. What
+can't be honoured exactly is an error that names the pack, the field, the value seen and the values allowed.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """From prompts and packs to the arrays of one batch: left-padded tokens, bound effects, one random stream a row."""
 
+import os
 from collections.abc import Sequence
 
 import flax.struct
@@ -99,7 +100,11 @@ def per_row(argument: str, value, rows: int, dtype, low=None, high=None) -> np.n
         if isinstance(v, bool) or not number or not np.isfinite(v):
             raise ValueError(f"{argument}={v!r}, wanted {'an integer' if whole else 'a finite number'}")
         if (low is not None and v < low) or (high is not None and v > high):
-            raise ValueError(f"{argument}={v!r}, wanted {low} to {high}" if high is not None else f"{argument}={v!r}, wanted at least {low}")
+            raise ValueError(
+                f"{argument}={v!r}, wanted {low} to {high}"
+                if high is not None
+                else f"{argument}={v!r}, wanted at least {low}"
+            )
     if whole:
         values = [int(v) % (1 << 32) if dtype is np.uint32 else v for v in values]
     return np.asarray(values, dtype)
@@ -113,11 +118,29 @@ def check_context(lm: LanguageModel, lengths: Sequence[int], extra: Sequence[int
             raise ValueError(f"prompts[{i}]: {length} tokens + {more} {what} exceed the model's context of {limit}")
 
 
-def chunks(rows: int, batch_size: int | None) -> list[tuple[list[int], int]]:
-    """(row indices, how many of them count) of each batch; the last is filled up with its first row to the common size."""
-    size = min(batch_size or rows, rows)
-    if size < 1:
-        raise ValueError(f"batch_size={batch_size!r}, wanted at least 1")
+def rows_that_fit(lm: LanguageModel, slots: int) -> int:
+    """How many rows of `slots` tokens a batch may have: cache, attention scores and logits in half of free memory."""
+    cache = jax.eval_shape(lambda: lm.module.init_cache(1, slots, lm.dtype))
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    c = lm.config
+    # float32: two copies of one layer's scores, a few of the residual stream, a few of the logits at one position.
+    working = 4 * (2 * c.heads * slots**2 + 8 * slots * c.embed + 6 * c.vocab)
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats["bytes_in_use"]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return max(1, int(free // 2 // (stored + working)))
+
+
+def chunks(lm: LanguageModel, rows: int, slots: int, batch_size: int | None) -> list[tuple[list[int], int]]:
+    """Row indices of each batch, and how many of them count: the last is filled up with its first row.
+
+    `batch_size` rows together; None = as many rows of `slots` tokens as fit in memory.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size={batch_size!r}, wanted an integer >= 1")
+    size = min(rows, batch_size or rows_that_fit(lm, slots))
     parts = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
     return [(part + part[:1] * (size - len(part)), len(part)) for part in parts]
 

@@ -45,7 +45,7 @@ def choose(logits, sampling: Sampling, keys):
 
 
 def argmax(logits):
-    """int32 [B]: the first largest entry of [B, V]. Two plain reductions, which vectorise where `jnp.argmax` does not."""
+    """int32 [B]: the first largest entry of [B, V]. Two plain reductions vectorise where `jnp.argmax` does not."""
     V = logits.shape[-1]
     largest = logits.max(-1, keepdims=True)
     index = jnp.where(logits == largest, jnp.arange(V, dtype=jnp.int32), V)
@@ -70,8 +70,10 @@ def keep_top_p(logits, p):
 
 
 def keep_top_k(logits, k):
-    """Masks all but the k likeliest tokens of [B, V] (ties with the last one stay); k [B], 0 leaves the row as it is."""
-    return _keep_heaviest(logits, jnp.ones_like(logits), k.astype(jnp.float32), bypass=(k <= 0) | (k >= logits.shape[-1]))
+    """Masks all but the k likeliest tokens of [B, V] (ties with the last one stay); k [B], 0 leaves a row as it is."""
+    return _keep_heaviest(
+        logits, jnp.ones_like(logits), k.astype(jnp.float32), bypass=(k <= 0) | (k >= logits.shape[-1])
+    )
 
 
 def _keep_heaviest(logits, weights, target, bypass):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import plain_context
+from nmjax.interventions.effect import plain_context, static
 from nmjax.interventions.sites import act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, row_keys
+from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, notes, row_keys
 
 FLOOR = 1e-12  # the probability of a choice that truncation removed
 
@@ -27,10 +27,11 @@ class ChoiceScores(flax.struct.PyTreeNode):
     mass: jax.Array  # float32 [B]: what the choices hold together of the vocabulary's probability
     sober_mass: jax.Array  # float32 [B]
     removed: jax.Array  # float32 [B]: the share of `mass` which truncation removed
+    notes: tuple[str, ...] = static(default=())  # doses beyond 1 and clamped values
 
 
 def score(lm: LanguageModel, prompts, choices, packs=None, **options):
-    """Log-probabilities [B, C] of the choices given the prompts, over the whole vocabulary: `score_choices(...).logprobs`."""
+    """Log-probabilities [B, C] of the choices after the prompts, over the vocabulary: `score_choices(...).logprobs`."""
     return score_choices(lm, prompts, choices, packs, **options).logprobs
 
 
@@ -48,7 +49,7 @@ def score_choices(
       choices: a list of texts (or id lists) for all rows, or a list of such lists, one a row.
       packs: one intervention for all rows, or a list with one (or None) a row.
       width: padded prompt length; None = the longest prompt. Fix it over a data set to compile once.
-      batch_size: rows run together; None = all.
+      batch_size: rows run together; None = as many as fit in memory.
     Raises:
       ValueError: bad input; the message names the argument, the value seen and the value wanted.
     """
@@ -62,7 +63,7 @@ def score_choices(
     if width is not None and width < needed:
         raise ValueError(f"width={width}, wanted at least {needed}, the longest prompt with its choices")
     parts = []
-    for take, real in chunks(len(ids), batch_size):
+    for take, real in chunks(lm, len(ids), width or needed, batch_size):
         # With one token a choice, the prompt's last position scores them all; else every choice is a row of its own.
         source = [i for i in take for _ in range(1 if longest == 1 else len(endings[i]))]
         tails = [[()] if longest == 1 else [ending[:-1] for ending in endings[i]] for i in take]
@@ -71,19 +72,26 @@ def score_choices(
         rows = rows.replace(prompt_len=np.asarray([len(stems[i]) for i in source], np.int32))
         scores = _score(lm.module, lm.params, rows, _targets([endings[i] for i in take], longest))
         parts.append([x.reshape(len(take), -1)[:real] for x in scores])
-    return _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
+    scores = _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
+    return scores.replace(notes=tuple(notes(interventions)))
 
 
 def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
     """Stems (what every choice of a row begins with) and what each choice adds to its stem."""
+    if isinstance(choices, str):
+        raise ValueError(f"choices={choices!r}, wanted a list of choices")
     several = len(choices) > 0 and not isinstance(choices[0], str | int | np.integer) and not _is_ids(choices[0])
     if several and len(choices) != len(ids):
-        raise ValueError(f"choices has {len(choices)} lists, wanted one list of choices, or one list for each of {len(ids)} prompts")
+        raise ValueError(
+            f"choices has {len(choices)} lists, wanted one list of choices, or one list for each of {len(ids)} prompts"
+        )
     per_row = list(choices) if several else [choices] * len(ids)
     stems, endings = [], []
     for i, row in enumerate(per_row):
         if len(row) < 1 or len(row) != len(per_row[0]):
-            raise ValueError(f"choices[{i}] has {len(row)} choices, wanted the same number, at least one, for every prompt")
+            raise ValueError(
+                f"choices[{i}] has {len(row)} choices, wanted the same number, at least one, for every prompt"
+            )
         wholes = [_continue(lm, prompts[i], ids[i], choice, i) for choice in row]
         common = 0
         # The last token of the shortest choice must stay an ending.
@@ -104,6 +112,8 @@ def _continue(lm, prompt, ids: list[int], choice, index: int) -> list[int]:
         whole = ids + lm.encode(choice, index)
     elif isinstance(prompt, str):
         whole = lm.encode(prompt + choice, index)
+    elif lm.tokenizer is None:
+        raise ValueError(f"choices: {choice!r} is text, but this model has no tokenizer: pass token ids")
     else:
         whole = ids + lm.tokenizer(choice, add_special_tokens=False)["input_ids"]
     if len(whole) <= len(ids):

@@ -72,7 +72,7 @@ def load_questions(
     elif path.is_file() and path.suffix in (".jsonl", ".csv"):
         questions = _read_file(path)
     else:
-        raise ValueError(f"questions={os.fspath(source)!r}; wanted 'bundled', a .jsonl or .csv file, or a folder of .csv")
+        raise ValueError(f"questions={os.fspath(source)!r}; wanted 'bundled', a .jsonl or .csv file, a folder of .csv")
     return sample_by_subject(_only(questions, subjects, os.fspath(source)), max_questions, seed)
 
 
@@ -86,9 +86,8 @@ def sample_by_subject(questions: Iterable[Question], count: int | None, seed: in
     for question in questions:
         by_subject.setdefault(question.subject, []).append(question)
     rng = np.random.default_rng(seed)
-    names = sorted(by_subject)
-    shuffled = [[by_subject[names[k]][i] for i in rng.permutation(len(by_subject[names[k]]))] for k in range(len(names))]
-    in_turn = [shuffled[k] for k in rng.permutation(len(names))]
+    shuffled = [[group[i] for i in rng.permutation(len(group))] for _, group in sorted(by_subject.items())]
+    in_turn = [shuffled[k] for k in rng.permutation(len(shuffled))]
     rounds = max(map(len, in_turn), default=0)
     chosen = [column[turn] for turn in range(rounds) for column in in_turn if turn < len(column)]
     return chosen if count is None else chosen[:count]

@@ -23,7 +23,7 @@ class Intervention(flax.struct.PyTreeNode):
     category: str = flax.struct.field(pytree_node=False, default="")
 
     def at(self, dose) -> "Intervention":
-        """Every effect at `dose` (finite, >= 0) times its present dose. Packs are specified on [0, 1]; beyond they extrapolate."""
+        """Every effect at `dose` (finite, >= 0) times its present dose; packs are meant for [0, 1], and extrapolate."""
         return self.replace(effects=tuple(effect.at(dose) for effect in self.effects))
 
     def content_hash(self) -> str:
@@ -54,7 +54,9 @@ def _described(effect: Effect) -> list:
         return [list(array.shape), array.dtype.str, hashlib.sha256(np.ascontiguousarray(array)).hexdigest()]
 
     kind = type(effect)
-    return [f"{kind.__module__}.{kind.__qualname__}"] + [[f.name, value(getattr(effect, f.name))] for f in dataclasses.fields(effect)]
+    return [f"{kind.__module__}.{kind.__qualname__}"] + [
+        [f.name, value(getattr(effect, f.name))] for f in dataclasses.fields(effect)
+    ]
 
 
 def compose(*parts: Effect | Intervention | None, name: str = "") -> Intervention:
@@ -106,7 +108,9 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
 
     stacked = []
     for column in zip(*columns, strict=True):
-        example = next(effect for effect in column if effect is not None)
+        example = next((effect for effect in column if effect is not None), None)
+        if example is None:  # every row found an earlier slot of this kind
+            continue
         stacked.append(example.stack([example.neutral() if effect is None else effect for effect in column]))
     return tuple(stacked)
 

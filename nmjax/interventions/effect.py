@@ -52,7 +52,7 @@ class Context(flax.struct.PyTreeNode):
 
 
 def plain_context(tokens, mask=None, prompt_len=None) -> Context:
-    """The context of a pass over whole rows without a cache: left or right padded, `mask` [B, T] True at real tokens."""
+    """The context of a pass over whole rows without a cache, padded on either side; `mask` [B, T]: real tokens."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1).astype(jnp.int32)
     length = real.sum(axis=1).astype(jnp.int32) if prompt_len is None else prompt_len
@@ -101,7 +101,7 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
         return []
 
     def bind(self, lm) -> "Effect":
-        """Resolves names against a model into arrays without a row axis. The default: every field is a number or array."""
+        """Resolves names against a model into arrays without a row axis; by default there are no names."""
         return self
 
     def neutral(self) -> "Effect":
@@ -114,7 +114,9 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
         for field in dataclasses.fields(cls):
             values = [getattr(row, field.name) for row in rows]
             if field.metadata.get("shared") and not all(v is values[0] or np.array_equal(v, values[0]) for v in values):
-                raise ValueError(f"{cls.__name__}.{field.name} is shared by all rows of a batch, but they hold different values")
+                raise ValueError(
+                    f"{cls.__name__}.{field.name} is shared by all rows of a batch, but they hold different values"
+                )
         together = {f.name: getattr(rows[0], f.name) for f in dataclasses.fields(cls) if f.metadata.get("shared")}
         apart = [row.replace(where=None, **dict.fromkeys(together)) for row in rows]
         stacked = jax.tree.map(functools.partial(_stack, cls.__name__), *apart)
@@ -138,8 +140,8 @@ def _stack(owner: str, *leaves):
     arrays = [np.asarray(leaf) for leaf in leaves]
     if arrays[0].dtype.kind not in "biuf" or any(array.shape != arrays[0].shape for array in arrays):
         raise ValueError(
-            f"{owner}: a field holds {leaves[0]!r} and shapes {sorted({a.shape for a in arrays})}, wanted numbers or arrays of "
-            f"one shape in all rows; declare other fields with nmjax.static()"
+            f"{owner}: a field holds {leaves[0]!r} and shapes {sorted({a.shape for a in arrays})}, wanted numbers or "
+            f"arrays of one shape in all rows; declare other fields with nmjax.static()"
         )
     return np.stack([array.astype(np.float32) if array.dtype == np.float64 else array for array in arrays])
 

@@ -29,9 +29,13 @@ class Steer(Effect):
         L, D = lm.config.layers, lm.config.embed
         shape = np.shape(self.vectors)
         if shape not in ((D,), (L, D)):
-            raise ValueError(f"steer: vector has shape {shape}, wanted ({D},) or ({L}, {D}): (embed,) or (layers, embed)")
-        vectors = jnp.broadcast_to(self.vectors, (1, L, D)) if _traced(self.vectors) else (
-            np.broadcast_to(np.asarray(self.vectors, np.float32), (1, L, D))
+            raise ValueError(
+                f"steer: vector has shape {shape}, wanted ({D},) or ({L}, {D}): (embed,) or (layers, embed)"
+            )
+        vectors = (
+            jnp.broadcast_to(self.vectors, (1, L, D))
+            if _traced(self.vectors)
+            else (np.broadcast_to(np.asarray(self.vectors, np.float32), (1, L, D)))
         )
         mask = layer_mask(self.layers, L).astype(np.float32)
         return self.replace(coefficients=(self.coefficients * mask)[:, None], vectors=vectors, layers=None)
@@ -118,7 +122,11 @@ def _check_vector(argument: str, vector: Any) -> None:
     if _traced(vector):
         return
     values = np.asarray(vector)
-    if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.floating) and not np.issubdtype(values.dtype, np.integer):
+    if (
+        values.ndim not in (1, 2)
+        or not np.issubdtype(values.dtype, np.floating)
+        and not np.issubdtype(values.dtype, np.integer)
+    ):
         raise ValueError(f"{argument} has shape {values.shape} and dtype {values.dtype}, wanted numbers [D] or [L, D]")
     if not np.isfinite(values).all():
         raise ValueError(f"{argument} holds NaN or infinity")

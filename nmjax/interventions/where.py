@@ -129,7 +129,9 @@ class Where(flax.struct.PyTreeNode):
         for start, stop in np.asarray(self.prompt.windows):
             start, stop = (p + prompt_len if p < 0 else p for p in (int(start), int(stop)))
             if start >= prompt_len or stop <= max(start, 0):
-                raise ValueError(f"{argument}: prompt_window ({start}, {stop}) holds none of the prompt's {prompt_len} tokens")
+                raise ValueError(
+                    f"{argument}: prompt_window ({start}, {stop}) holds none of the prompt's {prompt_len} tokens"
+                )
 
 
 def everywhere() -> Where:
@@ -166,7 +168,14 @@ def where(
     Raises:
       ValueError: a selection that can hold nothing, or a negative generated position.
     """
-    included = (prompt_positions, prompt_window, prompt_tokens, generation_positions, generation_window, generation_tokens)
+    included = (
+        prompt_positions,
+        prompt_window,
+        prompt_tokens,
+        generation_positions,
+        generation_window,
+        generation_tokens,
+    )
     default = "all" if all(value is None for value in included) else "none"
     if prompt is None and generation is None:
         prompt = generation = default
@@ -178,10 +187,16 @@ def where(
         raise ValueError("where: the selection is empty: prompt and generation are 'none' and nothing else is included")
     return Where(
         _selection("prompt", region["prompt"] == "all", prompt_positions, prompt_window, prompt_tokens),
-        _selection("generation", region["generation"] == "all", generation_positions, generation_window, generation_tokens),
+        _selection(
+            "generation", region["generation"] == "all", generation_positions, generation_window, generation_tokens
+        ),
         _selection("exclude_prompt", False, exclude_prompt_positions, exclude_prompt_window, exclude_prompt_tokens),
         _selection(
-            "exclude_generation", False, exclude_generation_positions, exclude_generation_window, exclude_generation_tokens
+            "exclude_generation",
+            False,
+            exclude_generation_positions,
+            exclude_generation_window,
+            exclude_generation_tokens,
         ),
     )
 

@@ -1,10 +1,13 @@
-"""The calibration battery as tables, figures and page sections."""
+"""A calibration study as tables, figures, text and one page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nmjax.metrics.battery import Battery
+from nmjax.report import page
 from nmjax.report.plots import MetricPanel, ReliabilityPanel, metrics_figure, reliability_figure
 from nmjax.report.tables import Table, number, with_interval
 
@@ -78,7 +81,7 @@ def reliability_png(battery: Battery, labels: Sequence[str]) -> bytes:
             bins=battery.bins[k],
             band=battery.bands[k],
             notes=[(name, number(battery.profiles[k][key])) for name, key in
-                   (("accuracy", "accuracy"), ("confidence", "confidence"), ("ECE", "ece"))],
+                   (("acc", "accuracy"), ("conf", "confidence"), ("ECE", "ece"))],
         )
         for k, label in enumerate(labels)
     ]  # fmt: skip
@@ -96,4 +99,127 @@ def metrics_png(battery: Battery, labels: Sequence[str]) -> bytes:
         else:
             intervals = [p["intervals"][key] for p in battery.profiles]
             panels.append(MetricPanel(name, values, [i[0] for i in intervals], [i[1] for i in intervals]))
-    return metrics_figure(panels, labels)
+    return metrics_figure(panels, labels, battery.differences.index(None))
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationReport:
+    """What a reader is told about a study of P packs: the same numbers as text and as a page.
+
+    `after` and `before`: measured after all effects, and before the sampler's. `mass` [P]: for each pack the mean and
+    least probability of the answer letters, {"after_all_effects": {"mean", "min"}, "before_sampler": {...}}.
+    """
+
+    model: str
+    labels: Sequence[str]
+    baseline: int
+    num_questions: int
+    num_subjects: int
+    draws: int
+    after: Battery
+    before: Battery
+    mass: Sequence[Mapping[str, Any]]
+
+    def sections(self) -> dict[str, list[Table]]:
+        """All tables by section title."""
+        found = {}
+        for title, battery in (("After all effects", self.after), ("Before the sampler's effects", self.before)):
+            found[title] = [means_table(battery, self.labels), binned_table(battery, self.labels)]
+            if len(self.labels) > 1:
+                found[title].append(differences_table(battery, self.labels, self.labels[self.baseline]))
+        found["Probability of the letters"] = [self._mass_table()]
+        return found
+
+    def headline(self) -> str:
+        """The summary that fits a terminal."""
+        parts = [
+            f"Calibration under the influence: {self.model}, {self.num_questions} questions of {self.num_subjects} "
+            f"subjects, {self.draws} bootstrap draws.\n"
+            "Probabilities over the four letters after all effects, the sampler's included.",
+            means_table(self.after, self.labels, ("accuracy", "confidence", "brier_score", "nll")).text(),
+            binned_table(self.after, self.labels).text(),
+        ]
+        if len(self.labels) > 1:
+            keys = ("accuracy", "confidence", "ece", "brier_score")
+            parts.append(differences_table(self.after, self.labels, self.labels[self.baseline], keys).text())
+        return "\n\n".join(parts) + "\n"
+
+    def text(self) -> str:
+        """The headline and all tables."""
+        text = self.headline()
+        for title, tables in self.sections().items():
+            text += f"\n\n== {title} ==\n\n" + "\n\n".join(table.text() for table in tables) + "\n"
+        return text
+
+    def html(self, identity: Mapping[str, Any], reliability: bytes, metrics: bytes) -> str:
+        """The page: headline numbers, the two figures (PNG), all tables, how to read them, and who made them."""
+        blocks: list[page.Block] = [
+            self._cards(),
+            page.Heading("Reliability"),
+            page.Picture(
+                reliability,
+                "Accuracy against confidence in ten bins, after all effects. Points below the diagonal: more confident "
+                "than right. A point outside the shaded band is miscalibration that chance does not explain.",
+                f"Reliability diagrams of {', '.join(self.labels)}",
+            ),
+            page.Heading("Measures by pack"),
+            page.Picture(
+                metrics,
+                "Points with 95% bootstrap intervals; ECE and MCE with the shaded band under perfect calibration in "
+                f"their place. The vertical line is {self.labels[self.baseline]}.",
+                "Every measure by pack",
+            ),
+        ]
+        for title, tables in self.sections().items():
+            blocks += [page.Heading(title), *tables]
+        blocks += [
+            page.Heading("How to read this"),
+            *map(page.Paragraph, _READING),
+            page.Heading("Identity"),
+            page.Details("Configuration, seeds, versions, hashes", identity),
+        ]
+        subtitle = (
+            f"{self.model} on {self.num_questions} four-choice questions under {', '.join(self.labels)}. "
+            f"{identity['timestamp'][:16].replace('T', ' ')} UTC"
+        )
+        return page.render_page("Calibration under the influence", subtitle, blocks)
+
+    def _cards(self) -> page.Cards:
+        first, last = self.after.profiles[self.baseline], self.after.profiles[-1]
+        span = f"{self.labels[self.baseline]} \u2192 {self.labels[-1]}"
+
+        def change(key: str) -> str:
+            return f"{number(first[key])} \u2192 {number(last[key])}"
+
+        p_value = p_text(last["under_perfect_calibration"]["ece"]["p_value"])
+        return page.Cards(
+            [
+                ("Questions", str(self.num_questions), f"{self.num_subjects} subjects, the same for all packs"),
+                ("Accuracy", change("accuracy"), span),
+                ("Mean confidence", change("confidence"), span),
+                ("ECE", change("ece"), f"{span}; p {p_value} against perfect calibration"),
+            ]
+        )
+
+    def _mass_table(self) -> Table:
+        rows = [
+            [label, *(number(entry[when][what], 4) for when in ("after_all_effects", "before_sampler")
+                      for what in ("mean", "min"))]
+            for label, entry in zip(self.labels, self.mass, strict=True)
+        ]  # fmt: skip
+        headers = ["pack", "mean", "least", "mean before sampler", "least before sampler"]
+        return Table(headers, rows, "Probability of the four letters together, before renormalising")
+
+
+_READING = (
+    "Confidence is the largest of the four letters' probabilities, renormalised over the letters. ECE is the "
+    "count-weighted mean distance of confidence and accuracy over ten equal bins, MCE the largest one. Both are above "
+    "0 even for a perfectly calibrated model, hence their distribution under perfect calibration (simulated from the "
+    "confidences; p is the share at or above the value seen) and debiased values (Kumar et al. 2019) in place of "
+    "bootstrap intervals.",
+    "Before the sampler's effects is what the network alone says; a colder sampler sharpens the letters' probabilities "
+    "without touching the network.",
+    "Differences are paired: all packs answered the same questions, and each bootstrap draw compares them on the same "
+    "resample. Intervals of differences of ECE and MCE allow for the unknown bias of both sides and are wide. Nothing "
+    "is corrected for the number of comparisons.",
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+main { max-width: 1160px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 .subtitle { color: var(--muted); margin: 0 0 1.2rem; max-width: 75ch; }
 nav { border-block: 1px solid var(--line); padding: .55rem 0; margin-bottom: 1.6rem; font-size: .92rem; }
@@ -73,18 +74,19 @@ p { max-width: 75ch; margin: .6rem 0; }
 .card .value { font-size: 1.55rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.35; }
 .card .remark { color: var(--muted); font-size: .82rem; line-height: 1.4; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; display: block; }
-figcaption, caption { color: var(--muted); font-size: .88rem; text-align: left; }
-figcaption { margin-top: .5rem; max-width: 90ch; } caption { padding-bottom: .5rem; }
-.scroll { overflow-x: auto; margin: 1.1rem 0; }
+figcaption { color: var(--muted); font-size: .88rem; margin: .5rem 0; max-width: 90ch; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 60%; }
-th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .38rem .5rem; vertical-align: top; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid var(--ink); font-weight: 600; } tbody tr:hover { background: var(--soft); }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; } td small { display: block; color: var(--muted); font-size: .78rem; }
 details { border: 1px solid var(--line); border-radius: 8px; padding: .6rem 1rem; margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .85rem; margin: .6rem 0 .2rem; }
-dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, Menlo, Consolas, monospace; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .85rem; margin: .6rem 0; }
+dt { color: var(--muted); }
+dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, Menlo, Consolas, monospace; }
 @media (max-width: 640px) { main { padding: 1.4rem 1rem 3rem; } h1 { font-size: 1.5rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
   /* a wide figure keeps readable letters and scrolls instead */
@@ -96,7 +98,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; font-family
 def render_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     """The page as HTML text; every text is escaped."""
     headings = [block.text for block in blocks if isinstance(block, Heading)]
-    contents = "".join(f'<a href="#s{k}">{html.escape(text)}</a>' for k, text in enumerate(headings))
+    contents = " ".join(f'<a href="#s{k}">{html.escape(text)}</a>' for k, text in enumerate(headings))
     body, section = [], 0
     for block in blocks:
         body.append(_block(block, section))
@@ -139,19 +141,29 @@ def _block(block: Block, section: int) -> str:
 
 
 def _table(table: Table) -> str:
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    caption = f"<figcaption>{html.escape(table.caption)}</figcaption>" if table.caption else ""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.headers)
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>"
-        for row in table.rows
+        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(map(_cell, row[1:])) + "</tr>" for row in table.rows
     )
-    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<figure>{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        "</figure>"
+    )
 
 
-def _values(values: Mapping[str, Any], prefix: str = "") -> str:
+def _cell(text: str) -> str:
+    """A cell; the interval of `0.61 [0.58, 0.64]*` goes to a smaller second line, or wide tables would not fit."""
+    if found := re.fullmatch(r"(\S+) (\[.*\])(.*)", text):
+        value, interval, mark = (html.escape(part) for part in found.groups())
+        return f"<td>{value}{mark.strip()}<small>{interval}</small></td>"
+    return f"<td>{html.escape(text)}</td>"
+
+
+def _values(values: Mapping[str, Any]) -> str:
     """Nested mappings as one list of dotted names and values."""
-    pairs = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in _flatten(values, prefix))
-    return f"<dl>{pairs}</dl>"
+    pairs = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in _flatten(values))
+    return f"<dl>{''.join(pairs)}</dl>"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

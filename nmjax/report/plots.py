@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -60,7 +62,7 @@ def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> 
         raise ValueError("panels is empty; wanted at least one condition")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width, height, legend = 3.1 * columns + 0.75, 4.6 * rows, 0.5 if columns > 1 else 0.8  # inches
+    width, height, legend = 2.8 * columns + 0.75, 4.3 * rows, 0.5 if columns > 1 else 0.8  # inches
     figure = Figure(figsize=(width, height + legend), dpi=_DPI, facecolor="white")
     grid = figure.add_gridspec(
         rows, columns, wspace=0.1, hspace=0.26, left=0.62 / width, right=1 - 0.15 / width,
@@ -104,9 +106,9 @@ def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
     _frame(axes)
-    axes.text(0, 1.085, panel.title, transform=axes.transAxes, fontsize=10.5, color=INK, fontweight="bold")
-    notes = "   ".join(f"{name} {value}" for name, value in panel.notes)
-    axes.text(0, 1.028, notes, transform=axes.transAxes, fontsize=7.8, color=INK)
+    axes.text(0, 1.1, panel.title, transform=axes.transAxes, fontsize=10.5, color=INK, fontweight="bold")
+    notes = "  ".join(f"{name} {value}" for name, value in panel.notes)
+    axes.text(0, 1.03, notes, transform=axes.transAxes, fontsize=8.5, color=INK)
 
 
 def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
@@ -121,7 +123,7 @@ def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    line = {"color": POINT, "marker": "o", "markersize": 4.5}
+    line: dict[str, Any] = {"color": POINT, "marker": "o", "markersize": 4.5}
     handles = [
         Line2D([], [], **line, linewidth=1.1, label="accuracy in the bin, 95% interval"),
         Line2D([], [], **line, linewidth=0, markerfacecolor="white", label=f"fewer than {_FEW} answers"),
@@ -132,10 +134,12 @@ def _legend(figure: Figure) -> None:
     figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
 
 
-def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], columns: int = 4) -> bytes:
+def metrics_figure(
+    panels: Sequence[MetricPanel], conditions: Sequence[str], baseline: int = 0, columns: int = 4
+) -> bytes:
     """One small panel a metric, conditions [P] from top to bottom, values with their intervals.
 
-    The first condition is the baseline: a thin vertical line carries its value through the panel.
+    A thin vertical line carries the value of the condition `baseline` through the panel.
     """
     if not panels:
         raise ValueError("panels is empty; wanted at least one metric")
@@ -143,12 +147,12 @@ def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], col
         for name in ("values", "low", "high", "band_low", "band_high"):
             given = getattr(panel, name)
             if given is not None and len(given) != len(conditions):
-                raise ValueError(f"{panel.title}: {name} has {len(given)} entries; wanted {len(conditions)}, one a condition")
+                raise ValueError(f"{panel.title}: {name} has {len(given)} entries for {len(conditions)} conditions")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     height = 0.28 * len(conditions) + 0.95
-    figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=_DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+    spaced = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08)
+    figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=_DPI, facecolor="white", layout=spaced)
     y = np.arange(len(conditions))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for k, axes in enumerate(grid.flat):
@@ -157,7 +161,7 @@ def metrics_figure(panels: Sequence[MetricPanel], conditions: Sequence[str], col
             continue
         panel = panels[k]
         values = np.asarray(panel.values, dtype=float)
-        axes.axvline(values[0], color=BASELINE, linewidth=0.8, alpha=0.7, zorder=0)
+        axes.axvline(values[baseline], color=BASELINE, linewidth=0.8, alpha=0.7, zorder=0)
         if panel.band_low is not None and panel.band_high is not None:
             low, high = np.asarray(panel.band_low, float), np.asarray(panel.band_high, float)
             axes.barh(y, high - low, left=low, height=0.5, color=BAND, linewidth=0, zorder=1)

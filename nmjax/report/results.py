@@ -184,7 +184,7 @@ class JsonlLog:
                     log.append(k, compute(k))
 
     Raises ValueError (naming file and line) for a different plan, a line in the middle that is not JSON, or a batch
-    that occurs twice; RuntimeError if another process writes this log.
+    that occurs twice; OSError if another process writes this log.
     """
 
     def __init__(self, path: str | os.PathLike, plan: Mapping[str, Any], resume: bool = True):
@@ -234,7 +234,7 @@ class JsonlLog:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(f"{self.path} is being written by another run; wait for it or use another folder") from error
+            raise OSError(f"{self.path} is being written by another run; wait for it or use another folder") from error
 
     def _read(self) -> bool:
         """Fill `done` from the file and cut a torn tail off; False if there is no whole header yet."""
@@ -256,7 +256,7 @@ class JsonlLog:
                 if (entry["schema"], entry["plan_hash"]) != (_LOG_SCHEMA, self.plan_hash):
                     raise ValueError(
                         f"{where} belongs to another plan (hash {str(entry['plan_hash'])[:12]}, wanted "
-                        f"{self.plan_hash[:12]}): another model, pack, question, seed or version; --noresume starts anew"
+                        f"{self.plan_hash[:12]}): another model, pack, question or version; --noresume starts anew"
                     )
             elif entry["batch"] in self.done:
                 raise ValueError(f"{where} repeats batch {entry['batch']}; --noresume starts anew")

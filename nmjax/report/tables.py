@@ -17,7 +17,7 @@ class Table:
     def __post_init__(self):
         for k, row in enumerate(self.rows):
             if len(row) != len(self.headers):
-                raise ValueError(f"table row {k} has {len(row)} cells; wanted {len(self.headers)}: {list(self.headers)}")
+                raise ValueError(f"table row {k} has {len(row)} cells; wanted one for each of {list(self.headers)}")
 
     def text(self) -> str:
         """Aligned columns, the caption above; lines end without blanks."""

@@ -2,8 +2,8 @@
 
     python tests/golden/make_models.py [--stories=<folder of stories260K in Hugging Face format>]
 
-Needs torch, so the results are committed. Each row of tokens goes through transformers alone and unpadded: the reference
-shall not depend on anybody's treatment of padding.
+Needs torch, so the results are committed. Each row of tokens goes through transformers alone and unpadded: the
+reference shall not depend on anybody's treatment of padding.
 """
 
 import argparse
@@ -85,7 +85,7 @@ MORE_VARIANTS = {
     "llama-gqa2-tied-llama3": _llama(2, True, LLAMA3),
     "llama-gqa2-untied-bias": _llama(2, False, attention_bias=True),
     "llama-gqa2-head-dim": _llama(2, False, head_dim=24),
-    "llama-yarn-attention-factor": _llama(2, True, {**YARN, "attention_factor": 0.8, "beta_fast": 16.0, "beta_slow": 2.0}),
+    "llama-yarn-all-fields": _llama(2, True, {**YARN, "attention_factor": 0.8, "beta_fast": 16.0, "beta_slow": 2.0}),
     "qwen2-mha-untied": _qwen("qwen2", 4, False),
     "qwen2-gqa2-sliding-all": _qwen("qwen2", 2, True, use_sliding_window=True, sliding_window=8, max_window_layers=0),
     "qwen2-window-unused": _qwen("qwen2", 2, True, use_sliding_window=False, sliding_window=8, max_window_layers=0),

@@ -30,89 +30,76 @@ def tolerance(reference):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_transformers(name, golden_folder, load_golden, left_padded, logits):
+def test_logits_equal_transformers(name, golden):
     """A ragged left-padded batch with 310 positions; the reference ran every row alone."""
-    reference = np.load(golden_folder / name / "reference.npz")
-    rows = [reference[f"tokens_{i}"] for i in range(4)]
-    assert sorted(map(len, rows)) == [1, 57, 200, 310]
-    tokens, mask = left_padded(rows)
-    lm = load_golden(name)
-    out = logits(lm.module, lm.params, tokens, mask)
-    assert out.dtype == np.float32
-    for i, row in enumerate(rows):
-        wanted = reference[f"logits_{i}"]
-        seen = out[i, tokens.shape[1] - len(row) + reference[f"positions_{i}"]]
+    it = golden(name)
+    assert it.logits.dtype == np.float32 and sorted(it.mask.sum(1)) == [1, 57, 200, 310]
+    for i, length in enumerate(it.mask.sum(1)):
+        wanted = it.reference[f"logits_{i}"]
+        seen = it.logits[i, it.tokens.shape[1] - length + it.reference[f"positions_{i}"]]
         np.testing.assert_allclose(seen, wanted, rtol=0, atol=tolerance(wanted))
 
 
-def test_goldens_can_tell_positions_apart(load_golden, left_padded, logits, golden_folder):
+def test_goldens_can_tell_positions_apart(golden, logits):
     """The comparison above would be blind to RoPE if these models' logits didn't depend on it."""
-    reference = np.load(golden_folder / "llama-mha-untied" / "reference.npz")
-    row = reference["tokens_1"]
-    swapped = row.copy()
-    swapped[[3, 90]] = swapped[[90, 3]]
-    tokens, mask = left_padded([row, swapped])
-    lm = load_golden("llama-mha-untied")
-    a, b = logits(lm.module, lm.params, tokens, mask)[:, -1]
-    assert np.abs(a - b).max() > 100 * tolerance(a)
+    it = golden("llama-mha-untied")
+    swapped = it.tokens.copy()
+    swapped[0, [3, 90]] = swapped[0, [90, 3]]
+    seen = logits(it.lm.module, it.lm.params, swapped, it.mask)
+    assert np.abs(seen[0, -1] - it.logits[0, -1]).max() > 100 * tolerance(it.logits)
+    np.testing.assert_array_equal(seen[1:], it.logits[1:])
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_scanned_equals_unrolled(name, load_golden, left_padded, logits):
-    lm = load_golden(name)
-    rng = np.random.default_rng(0)
-    tokens, mask = left_padded([rng.integers(0, 97, n) for n in (60, 17)])
-    stacked = models.stack_layers(lm.params)
-    a = logits(lm.module, lm.params, tokens, mask)
-    b = logits(models.ScannedLlama(lm.config), stacked, tokens, mask)
-    np.testing.assert_allclose(a[mask], b[mask], rtol=0, atol=tolerance(a[mask]))
+def test_scanned_equals_unrolled(name, golden, logits):
+    it = golden(name)
+    stacked = models.stack_layers(it.lm.params)
+    seen = logits(models.ScannedLlama(it.lm.config), stacked, it.tokens, it.mask)
+    np.testing.assert_allclose(seen[it.mask], it.logits[it.mask], rtol=0, atol=tolerance(it.logits[it.mask]))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked["layers"])} == {it.lm.config.layers}
     back = models.unstack_layers(stacked)
-    assert jax.tree.structure(back) == jax.tree.structure(lm.params)
-    for seen, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(lm.params), strict=True):
+    assert jax.tree.structure(back) == jax.tree.structure(it.lm.params)
+    for seen, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(it.lm.params), strict=True):
         np.testing.assert_array_equal(seen, wanted)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked["layers"])} == {lm.config.layers}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_cached_equals_uncached(name, load_golden, left_padded, logits):
-    """A prompt in two chunks, then token by token, in a cache with room to spare; the window of qwen2 (40) is passed."""
-    lm = load_golden(name)
-    rng = np.random.default_rng(1)
-    tokens, mask = left_padded([rng.integers(0, 97, n) for n in (60, 45, 12)])
-    rows, width, slots = *tokens.shape, 80
-    wanted = logits(lm.module, lm.params, tokens, mask)
-    positions = np.where(mask, mask.cumsum(1) - 1, -1).astype(np.int32)
+def test_cached_equals_uncached(name, golden):
+    """A prompt in two chunks, then token by token, in a cache with room to spare, beyond the window of qwen2 (40)."""
+    it = golden(name)
+    module, (rows, width), slots = it.lm.module, it.tokens.shape, 320
+    positions = np.where(it.mask, it.mask.cumsum(1) - 1, -1).astype(np.int32)
 
     @jax.jit
-    def step(chunk, ctx, cache):
-        hidden, cache = lm.module.apply({"params": lm.params}, chunk, ctx=ctx, cache=cache)
-        return lm.module.apply({"params": lm.params}, hidden, method="unembed"), cache
+    def step(params, chunk, ctx, cache):
+        hidden, cache = module.apply({"params": params}, chunk, ctx=ctx, cache=cache)
+        return module.apply({"params": params}, hidden, method="unembed"), cache
 
-    cache = lm.module.init_cache(rows, slots, lm.dtype)
+    cache = module.init_cache(rows, slots, it.lm.dtype)
     k_pos = np.full((rows, slots), -1, np.int32)
     seen, slot = [], 0
-    for size in (20, 30, *[1] * 10):
+    for size in (150, 150, *[1] * 10):
         part = slice(slot, slot + size)
         k_pos[:, part] = positions[:, part]
         ctx = Context(
             q_pos=jnp.asarray(positions[:, part]),
-            k_pos=jnp.asarray(k_pos),
-            tokens=jnp.asarray(tokens[:, part]),
-            prompt_len=jnp.asarray(mask.sum(1), jnp.int32),
+            k_pos=jnp.array(k_pos),
+            tokens=jnp.asarray(it.tokens[:, part]),
+            prompt_len=jnp.asarray(it.mask.sum(1), jnp.int32),
             slot=jnp.int32(slot),
         )
-        out, cache = step(tokens[:, part], ctx, cache)
+        out, cache = step(it.lm.params, it.tokens[:, part], ctx, cache)
         seen.append(out)
         slot += size
     assert slot == width
     seen = np.concatenate(seen, axis=1)
-    np.testing.assert_allclose(seen[mask], wanted[mask], rtol=0, atol=tolerance(wanted[mask]))
+    np.testing.assert_allclose(seen[it.mask], it.logits[it.mask], rtol=0, atol=tolerance(it.logits[it.mask]))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_residual_identity(name, load_golden):
+def test_residual_identity(name, golden):
     """resid_pre + attn_out = resid_mid, resid_mid + mlp_out = resid_post, and blocks follow each other."""
-    lm = load_golden(name)
+    lm = golden(name).lm
     tokens = np.random.default_rng(2).integers(0, 97, (2, 16))
 
     @jax.jit
@@ -133,24 +120,28 @@ def test_residual_identity(name, load_golden):
         before = at["at_resid_post"]
 
 
-def test_scanned_llama_refuses_a_cache(load_golden):
-    lm = load_golden("llama-mha-untied")
-    module = models.ScannedLlama(lm.config)
+def test_scanned_llama_refuses_a_cache(golden):
+    lm = golden("llama-mha-untied").lm
+    module, cache = models.ScannedLlama(lm.config), lm.module.init_cache(1, 4, lm.dtype)
     with pytest.raises(ValueError, match="cache.*unstack_layers"):
-        module.apply(
-            {"params": models.stack_layers(lm.params)}, np.zeros((1, 1), int), cache=lm.module.init_cache(1, 4, lm.dtype)
-        )
+        module.apply({"params": models.stack_layers(lm.params)}, np.zeros((1, 1), int), cache=cache)
 
 
-def test_stories_greedy_equals_transformers(shared_data, golden_folder, logits):
+def test_stories_greedy_equals_transformers(shared_data, golden_folder):
     """A real trained Llama writes, from its beginning-of-sequence token, the 200 tokens it writes in transformers."""
     wanted = json.loads((golden_folder / "stories260K_greedy.json").read_text())
     assert len(wanted) == 200
     lm = models.load(shared_data / "stories260K-hf")
-    tokens = np.zeros((1, 201), np.int32)
-    tokens[0, 0] = lm.config.bos_id
-    mask = np.ones_like(tokens, bool)  # what lies after the last token written, causality hides
-    for i in range(200):
-        tokens[0, i + 1] = logits(lm.module, lm.params, tokens, mask)[0, i].argmax()
+
+    @jax.jit
+    def write(params, tokens):
+        def step(i, tokens):  # what lies after the last token written, causality hides
+            hidden = lm.module.apply({"params": params}, tokens)
+            logits = lm.module.apply({"params": params}, hidden, method="unembed")
+            return tokens.at[0, i + 1].set(jnp.argmax(logits[0, i]))
+
+        return jax.lax.fori_loop(0, 200, step, tokens)
+
+    tokens = write(lm.params, jnp.zeros((1, 201), jnp.int32).at[0, 0].set(lm.config.bos_id))
     assert tokens[0, 1:].tolist() == wanted
     assert lm.tokenizer.decode(wanted).startswith("Once upon a time")

@@ -152,9 +152,12 @@ def test_debiased_ece_against_resampled_normals_and_the_truth():
     bins = calibration.reliability_bins(probs, labels)
     keep = bins.counts > 0
     share, gap, acc = bins.counts[keep] / 200, (bins.confidence - bins.accuracy)[keep], bins.accuracy[keep]
-    draws = np.random.default_rng(0).normal(gap, np.sqrt(acc * (1 - acc) / bins.counts[keep]), size=(400_000, keep.sum()))
+    count, rng = bins.counts[keep], np.random.default_rng(0)
+    draws = rng.normal(gap, np.sqrt(acc * (1 - acc) / count), size=(200_000, len(gap)))
     expected = 2 * calibration.ece(probs, labels) - (np.abs(draws) @ share).mean()
     np.testing.assert_allclose(calibration.debiased_ece(probs, labels), expected, atol=2e-4)
+    smooth = (acc * count + 1) / (count + 2)
+    draws = rng.normal(gap, np.sqrt(smooth * (1 - smooth) / count), size=(200_000, len(gap)))
     expected = 2 * calibration.mce(probs, labels) - np.abs(draws).max(axis=1).mean()
     np.testing.assert_allclose(calibration.debiased_mce(probs, labels), expected, atol=5e-3)
     truth = calibration.ece(*sample(400_000, seed=9, sharpen=2.0))
@@ -162,6 +165,10 @@ def test_debiased_ece_against_resampled_normals_and_the_truth():
     plug_in = np.mean([calibration.ece(*t) for t in trials]) - truth
     debiased = np.mean([calibration.debiased_ece(*t) for t in trials]) - truth
     assert plug_in > 0.004 and abs(debiased) < plug_in / 2
+    truth = calibration.mce(*sample(400_000, seed=9, sharpen=2.0))
+    plug_in = np.mean([calibration.mce(*t) for t in trials]) - truth
+    debiased = np.mean([calibration.debiased_mce(*t, draws=300) for t in trials]) - truth
+    assert plug_in > 0.05 and abs(debiased) < 0.7 * plug_in
 
 
 def test_consistency_band_is_the_distribution_under_perfect_calibration():

@@ -179,7 +179,7 @@ def test_log_refuses_a_second_writer_a_repeated_batch_and_nan(tmp_path):
             log.append(0, [])
         with pytest.raises(ValueError, match=r"\$\.record\[0\] is nan"):
             log.append(1, [float("nan")])
-        with pytest.raises(RuntimeError, match="being written by another run"):
+        with pytest.raises(OSError, match="being written by another run"):
             results.JsonlLog(path, PLAN)
     with results.JsonlLog(path, PLAN) as log:
         assert log.done == {0: [0, 1]}

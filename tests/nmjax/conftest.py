@@ -1,0 +1,100 @@
+"""One tiny Llama for every test of the engine, and its interventions with float64 logits from plain torch."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+import nmjax
+from nmjax.generation import Generation
+from nmjax.interventions.compose import Intervention
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "interventions"
+
+
+@pytest.fixture(scope="session")
+def tiny_lm():
+    """A random Llama: 3 layers, 4 heads on 2 key heads, D 32, V 97, context 128, greedy without near ties; no tokenizer."""
+    return models.load(GOLDEN / "model")
+
+
+@pytest.fixture(scope="session")
+def word_lm(tiny_lm):
+    """`tiny_lm` with a tokenizer of whole words, w3 to w96 and specials, and a chat template."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 97)}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "<s> {% for m in messages %}{{ 'w10' if m['role'] == 'user' else 'w11' }} {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}w11{% endif %}"
+    )
+    return dataclasses.replace(tiny_lm, tokenizer=tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """`tests/golden/make_interventions.py` as the tests see it."""
+
+    prompts: list[list[int]]
+    specs: dict[str, list]  # name -> (transform, arguments, dose, where) in order
+    vectors: dict[str, np.ndarray]
+    interventions: dict[str, Intervention]
+    golden: dict[str, np.ndarray]  # "<case>.<prompt>.<tokens | logits | final>"
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(case, index of its prompt) of every row of `everything`."""
+        return [(name, i) for name in self.specs for i in range(len(self.prompts))]
+
+
+@pytest.fixture(scope="session")
+def cases() -> Cases:
+    spec = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
+    vectors = dict(np.load(GOLDEN / "vectors.npz"))
+
+    def build(transform, arguments, dose, where):
+        resolved = {k: vectors[v] if k in ("vector", "direction") else v for k, v in arguments.items()}
+        effect = getattr(nmjax, transform)(**resolved).at(dose)
+        return effect if where is None else effect.on(**where)
+
+    return Cases(
+        prompts=spec["prompts"],
+        specs=spec["cases"],
+        vectors=vectors,
+        interventions={name: nmjax.compose(*(build(*e) for e in effects)) for name, effects in spec["cases"].items()},
+        golden=dict(np.load(GOLDEN / "logits.npz")),
+    )
+
+
+@pytest.fixture(scope="session")
+def everything(tiny_lm, cases) -> Generation:
+    """Every case on every prompt, greedily, as rows of one batch: row i is `cases.rows()[i]`."""
+    rows = cases.rows()
+    return nmjax.generate(
+        tiny_lm,
+        [cases.prompts[i] for _, i in rows],
+        packs=[cases.interventions[name] for name, _ in rows],
+        max_new_tokens=8,
+        eos_token_id=[],
+    )
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """The project's tolerance: 1e-5 * max(1, max|wanted|), and infinities at the same places."""
+
+    def check(seen, wanted, scale=None):
+        seen, wanted = np.asarray(seen), np.asarray(wanted)
+        finite = np.isfinite(wanted)
+        np.testing.assert_array_equal(np.where(finite, 0, seen), np.where(finite, 0, wanted))
+        largest = max(1.0, np.abs(wanted[finite]).max(initial=0.0) if scale is None else scale)
+        np.testing.assert_allclose(seen[finite], wanted[finite], rtol=0, atol=1e-5 * largest)
+        return np.abs(seen[finite] - wanted[finite]).max(initial=0.0) / largest
+
+    return check
