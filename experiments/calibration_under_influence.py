@@ -62,7 +62,7 @@ def define_flags() -> None:
     d = Settings()
     flags.DEFINE_string("model", d.model, "Checkpoint: a folder, or a hub id.")
     flags.DEFINE_enum("dtype", d.dtype, ["float32", "bfloat16", "float16"], "Converts the weights; default: as stored.")
-    flags.DEFINE_list("packs", d.packs, "Packs, by name or by the path of a JSON file.")
+    flags.DEFINE_list("packs", list(d.packs), "Packs, by name or by the path of a JSON file.")
     flags.DEFINE_list("intensities", d.intensities, "Doses, one a pack; default 1.0 each.")
     flags.DEFINE_string("questions", d.questions, "'bundled', a .jsonl or .csv file, or a folder of CSVs like MMLU's.")
     flags.DEFINE_integer(

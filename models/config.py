@@ -152,7 +152,7 @@ class LlamaConfig:
 def _family(hf: dict[str, Any]) -> str:
     architecture = (hf.get("architectures") or [None])[0]
     family = FAMILIES.get(architecture) if architecture else hf.get("model_type")
-    if family not in FAMILIES.values():
+    if family is None or family not in FAMILIES.values():
         raise ConfigError(
             f"config.json: architecture {architecture or hf.get('model_type')!r} is unknown, "
             f"wanted one of {sorted(FAMILIES)}"

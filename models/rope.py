@@ -107,8 +107,8 @@ class Rope:
 
         low = max(math.floor(dimension(self.beta_fast)), 0)
         high = min(math.ceil(dimension(self.beta_slow)), head_dim - 1)
-        high = high + 0.001 if low == high else high
-        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+        width = high - low or 0.001
+        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
         frequencies = plain / np.float32(self.factor) * ramp + plain * (1 - ramp)
         attention = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
         return frequencies.astype(np.float32), self.attention_factor or attention

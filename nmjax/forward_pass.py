@@ -61,7 +61,7 @@ def _forward(module, capture: tuple[str, ...], params, rows: Rows) -> ForwardRes
     return ForwardResult(
         logits=logits,
         next_logits=act("logits", logits[:, -1], last, rows.effects),
-        mask=rows.mask,
+        mask=jnp.asarray(rows.mask),
         activations={site: _gather(state[ACTIVATIONS], site) for site in capture},
     )
 

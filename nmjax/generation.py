@@ -43,9 +43,9 @@ class Generation:
 class Limits(flax.struct.PyTreeNode):
     """When rows end."""
 
-    max_new: jax.Array  # int32 [B]
-    min_new: jax.Array  # int32 [B]
-    eos: jax.Array  # int32 [E], -1 pads
+    max_new: np.ndarray  # int32 [B]
+    min_new: np.ndarray  # int32 [B]
+    eos: np.ndarray  # int32 [E], -1 pads
 
 
 class DecodeState(flax.struct.PyTreeNode):

@@ -134,7 +134,7 @@ def _effect(where: str, entry: Any) -> Effect:
     if not isinstance(entry, dict):
         raise PackError(f"{where}={entry!r}, wanted an object with {_EFFECT_FIELDS}")
     _check_fields(where, entry, _EFFECT_FIELDS)
-    rule = RULES.get(entry.get("effect"))
+    rule = RULES.get(str(entry.get("effect")))
     if rule is None:
         raise PackError(f"{where}: effect={entry.get('effect')!r}, wanted one of {sorted(RULES)}")
     weight, direction = entry.get("weight"), entry.get("direction", "up")

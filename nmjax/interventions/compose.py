@@ -51,7 +51,7 @@ def _described(effect: Effect) -> list:
         if isinstance(v, tuple):
             return [value(item) for item in v]
         array = np.asarray(v)
-        return [list(array.shape), array.dtype.str, hashlib.sha256(np.ascontiguousarray(array)).hexdigest()]
+        return [list(array.shape), array.dtype.str, hashlib.sha256(array.tobytes()).hexdigest()]
 
     kind = type(effect)
     return [f"{kind.__module__}.{kind.__qualname__}"] + [

@@ -18,7 +18,7 @@ is whatever `bind` made of it with that row axis in front: a number arrives as [
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.struct
@@ -151,14 +151,13 @@ def _one_row(site: str, effect: Effect, x, ctx: Context):
     effect, ctx = (_map_fields(node, lambda leaf: jnp.asarray(leaf)[None]) for node in (effect, ctx))
     x = x[None]
     y = getattr(effect, site)(x, ctx)
-    if y.shape != x.shape:
-        raise ValueError(
-            f"{type(effect).__name__}.{site} returned shape {y.shape}, wanted {x.shape} ({SITES[site][0]} with B = 1)"
-        )
+    shape = getattr(y, "shape", None)
+    if shape != x.shape:
+        seen = f"shape {shape}" if shape is not None else repr(y)
+        raise ValueError(f"{type(effect).__name__}.{site} returned {seen}, wanted shape {x.shape} ({SITES[site][0]} with B = 1)")
     y = y.astype(x.dtype)
     if effect.blends:
-        dose = _like(effect.dose, x)
-        y = (1 - dose).astype(x.dtype) * x + dose.astype(x.dtype) * y
+        y = _mix(x, y, _like(effect.dose, x))
     if effect.where is not None:
         # `logits` at a position decide the token after it, so there the selected position is the one being written.
         position = ctx.q_pos if site in QUERY_AXIS else ctx.q_pos[:, -1:] + 1
@@ -167,6 +166,14 @@ def _one_row(site: str, effect: Effect, x, ctx: Context):
         shape[QUERY_AXIS.get(site, 0)] = -1
         y = jnp.where(chosen.reshape(shape), y, x)
     return y[0]
+
+
+def _mix(x, y, dose):
+    """`(1 - dose) x + dose y`. Where either is infinite (a token that was cut), x at dose 0 and y above: 0 times infinity is NaN."""
+    finite = jnp.isfinite(x) & jnp.isfinite(y)
+    before, after = jnp.where(finite, x, 0), jnp.where(finite, y, 0)
+    mixed = (1 - dose).astype(x.dtype) * before + dose.astype(x.dtype) * after
+    return jnp.where(finite, mixed, jnp.where(dose > 0, y, x))
 
 
 def _like(value, x):
@@ -203,10 +210,12 @@ def check_dose(dose):
     """A dose is finite and not negative; a traced one (inside `jit`, `grad`, `jvp`) can't be checked."""
     if isinstance(dose, jax.core.Tracer):
         return dose
-    try:
-        value = np.asarray(dose, np.float32)
-    except (TypeError, ValueError):
-        raise ValueError(f"dose={dose!r}, wanted a number") from None
-    if value.ndim or not np.isfinite(value) or value < 0:
-        raise ValueError(f"dose={dose!r}, wanted one finite number >= 0")
-    return value
+    return np.float32(check_number("dose", dose, "one finite number >= 0", lambda value: value >= 0))
+
+
+def check_number(argument: str, value: Any, wanted: str, legal: Callable[[float], bool] = lambda _: True) -> float:
+    """`value` as a float. Raises ValueError, which says what was wanted, unless it is one finite and legal number."""
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iuf" or not np.isfinite(array.astype(np.float32)) or not legal(float(array)):
+        raise ValueError(f"{argument}={value!r}, wanted {wanted}")
+    return float(array)

@@ -80,7 +80,7 @@ def top_k(value: int) -> TopK:
 
 
 class FrequencyPenalty(Effect):
-    """Subtracts `dose * penalty * count` from each generated token's logit (OpenAI's definition, prompt not counted)."""
+    """Subtracts `dose * penalty * count` from each generated token's logit (as OpenAI does: not the prompt)."""
 
     penalty: Any
     blends = False

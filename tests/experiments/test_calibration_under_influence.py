@@ -12,24 +12,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 import models
 import nmjax
 import nmjax.scoring
 from experiments import calibration_under_influence as experiment
 from nmjax.data.questions import format_mmlu, load_questions
-from nmjax.data.tokenizer import build_tokenizer
-from nmjax.data.world import bundled_world
 from nmjax.metrics import calibration
 from nmjax.report import results
 
 ROOT = pathlib.Path(__file__).parents[2]
+LETTER_PIECES = [f"\u0120{letter}" for letter in "ABCD"]  # byte-level BPE writes a space as this sign
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """A random Llama of three layers with the bundled world's tokenizer, as a checkpoint."""
-    tokenizer = build_tokenizer(bundled_world())
+    """A random Llama of three layers with a tokenizer of bytes and answer letters, as a checkpoint."""
+    split = pre_tokenizers.Split(Regex(" [A-D]$"), "isolated")
+    pieces = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *LETTER_PIECES]
+    backend = tokenizers.Tokenizer(BPE({piece: k for k, piece in enumerate(pieces)}, [], ignore_merges=True))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     config = models.LlamaConfig.from_hf(
         {
             "architectures": ["LlamaForCausalLM"],
@@ -39,7 +47,7 @@ def model_folder(tmp_path_factory):
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "intermediate_size": 48,
-            "max_position_embeddings": 256,
+            "max_position_embeddings": 512,
             "rms_norm_eps": 1e-5,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
@@ -65,7 +73,8 @@ def run(settings, **changes):
     settings = dataclasses.replace(settings, **changes)
     written = experiment.run(settings, *experiment.prepare(settings))
     paths = {path.name.rsplit("_", 2)[0]: path for path in written if path.suffix != ".html"}
-    return results.load_json(paths["calibration_experiment"]), paths | {"page": next(p for p in written if p.suffix == ".html")}
+    paths["page"] = next(path for path in written if path.suffix == ".html")
+    return results.load_json(paths["calibration_experiment"]), paths
 
 
 def without_times(result):
@@ -76,7 +85,7 @@ def without_times(result):
     return result
 
 
-def test_numbers_equal_scoring_one_question_and_pack_at_a_time(settings, model_folder, capsys):
+def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, capsys):
     traces = nmjax.scoring._score._cache_size()
     result, paths = run(settings)
     assert nmjax.scoring._score._cache_size() == traces + 1, "all batches and packs must be one compiled program"
@@ -84,15 +93,13 @@ def test_numbers_equal_scoring_one_question_and_pack_at_a_time(settings, model_f
     lm = models.load(model_folder)
     questions = load_questions("bundled", 22, 0)
     labels = [q.answer for q in questions]
-    probs = np.zeros((4, 22, 4))
-    sober = np.zeros((4, 22, 4))
-    for p, (qk, temperature) in enumerate([(1, 1), (1.09, 0.97), (1.45, 0.85), (1.9, 0.7)]):
-        for n, question in enumerate(questions):
-            iv = nmjax.scale_qk(qk, layers="mid") if qk != 1 else None
-            logits = nmjax.forward(lm, [format_mmlu(question)], packs=iv).logits[0, -1]
-            letters = [lm.tokenizer.convert_tokens_to_ids(f"\u0120{letter}") for letter in "ABCD"]
-            sober[p, n] = jax.nn.softmax(logits[np.array(letters)])
-            probs[p, n] = jax.nn.softmax(logits[np.array(letters)] / temperature)
+    letters = np.array(lm.tokenizer.convert_tokens_to_ids(LETTER_PIECES))
+    probs, sober = [], []
+    for qk, temperature in [(1, 1), (1.09, 0.97), (1.45, 0.85), (1.9, 0.7)]:
+        iv = nmjax.scale_qk(qk, layers="mid") if qk != 1 else None
+        logits = nmjax.forward(lm, [format_mmlu(q) for q in questions], packs=iv).logits[:, -1, letters]
+        sober.append(np.asarray(jax.nn.softmax(logits)))
+        probs.append(np.asarray(jax.nn.softmax(logits / temperature)))
     assert np.abs(sober[3] - sober[0]).max() > 0.01, "the packs were meant to move this model"
     for p, entry in enumerate(result["results"]):
         assert entry["pack_name"] == ("none", "cocaine_10", "cocaine_50", "cocaine_100")[p]
@@ -107,7 +114,8 @@ def test_numbers_equal_scoring_one_question_and_pack_at_a_time(settings, model_f
                 ("nll", calibration.nll),
             ):
                 assert entry[key][name] == pytest.approx(float(metric(expected, labels)), abs=2e-5), (p, key, name)
-            assert entry[key]["num_samples"] == 22 and set(entry[key]["calibration_bins"]) == {f"bin_{b}" for b in range(10)}
+            assert entry[key]["num_samples"] == 22
+            assert set(entry[key]["calibration_bins"]) == {f"bin_{b}" for b in range(10)}
     printed = capsys.readouterr().out
     assert "cocaine_100" in printed and str(paths["reliability"]) in printed
 
@@ -134,9 +142,7 @@ def test_files_say_the_same_and_are_complete(settings):
     assert identity["config"]["packs"] == ["none", "cocaine_10", "cocaine_50", "cocaine_100"]
     assert set(identity["hashes"]) == {"model", *(f"pack {p}" for p in identity["config"]["packs"])}
     assert identity["versions"]["jax"] == jax.__version__
-    assert result["questions_by_subject"] == {"biology": 4, "geography": 5, "materials": 4, "medicine": 5, "people": 4} or (
-        sum(result["questions_by_subject"].values()) == 22 and max(result["questions_by_subject"].values()) == 5
-    )
+    assert sorted(result["questions_by_subject"].values()) == [4, 4, 4, 5, 5]
 
 
 def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(settings, tmp_path):
@@ -219,7 +225,8 @@ def test_rows_are_question_by_question_with_packs_within(settings, tmp_path):
         assert profile["ece"] == pytest.approx(0.6 - 0.1 * k)
     assert report.after.differences[3]["nll"]["difference"] == pytest.approx(np.log(0.4 / 0.7))
     assert report.after.differences[0] is None
-    assert report.mass[2]["after_all_effects"] == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5]), "min": pytest.approx(0.5)}
+    mass = report.mass[2]["after_all_effects"]
+    assert mass == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5]), "min": pytest.approx(0.5)}
     text = report.text()
     assert "0.600 [0.600, 0.600]" in text and "== Before the sampler's effects ==" in text
 
@@ -267,10 +274,10 @@ def test_bad_input_is_an_error_before_any_compute(settings, changes, message):
 
 def test_a_question_longer_than_the_context_is_named(settings, tmp_path):
     rows = [{"question": "short", "choices": list("abcd"), "answer": 0}]
-    rows.append({"question": "long " * 300, "choices": list("abcd"), "answer": "B"})
+    rows.append({"question": "long " * 120, "choices": list("abcd"), "answer": "B"})
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=r"question 'questions:2' has \d+ tokens.*context of .* is 256"):
+    with pytest.raises(ValueError, match=r"question 'questions:2' has \d+ tokens.*context of .* is 512"):
         experiment.prepare(dataclasses.replace(settings, questions=str(path)))
 
 
@@ -295,13 +302,13 @@ def test_sigkill_and_restart_give_the_unbroken_result(model_folder, tmp_path):
     subprocess.run(command(model_folder, tmp_path / "unbroken"), cwd=ROOT, check=True, capture_output=True)
     out = tmp_path / "killed"
     for lines in (3, 12, 25):
-        process = subprocess.Popen(command(model_folder, out), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        process = subprocess.Popen(command(model_folder, out), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             if any(path.read_bytes().count(b"\n") >= lines for path in out.glob("*.partial.jsonl")):
                 break
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
         assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
     done = subprocess.run(command(model_folder, out), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "Going on after" in done.stdout
