@@ -8,6 +8,7 @@ all of them; each figure is the median of `--repeats` turns. Only ratios carry o
 
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import tempfile
 import time
@@ -50,7 +51,7 @@ class Case:
     name: str
     rows: int
     run: Callable[[], object]
-    baseline: str | None = None  # the case of the same rows which this one is compared with
+    against: tuple[str, ...] = ()  # the cases of the same rows which this one is compared with
     first: float = 0.0  # seconds of the first run, compilation included
     seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -72,22 +73,19 @@ def our_cases(lm, prompts, vectors, options: dict, dose_sweep: bool) -> list[Cas
     steering = nmjax.steer(vectors, 1.0)
     pack = nmjax.compose(nmjax.scale_qk(1.5, layers="mid"), nmjax.decay_kv(0.02), steering)
 
-    def case(name, packs, baseline=None):
-        return Case(
-            name, rows, lambda: nmjax.generate(lm, prompts, packs, max_new_tokens=_NEW.value, **options), baseline
-        )
+    def case(name, packs, *against):
+        run = functools.partial(nmjax.generate, lm, prompts, packs, max_new_tokens=_NEW.value, **options)
+        return Case(name, rows, run, against)
 
-    if not dose_sweep:
-        a = "a: unmodified"
-        return [
-            case(a, None),
-            case("b: steering on every layer", steering, a),
-            case("c: pack of three effects", pack, a),
-        ]
-    none = "d: no intervention"
-    return [case(none, None)] + [
-        case(f"d: pack at {distinct} doses", [pack.at((i % distinct + 1) / distinct) for i in range(rows)], none)
-        for distinct in sorted({1, min(8, rows), rows})
+    if dose_sweep:
+        none = "d: no intervention"
+        doses = {n: [pack.at((i % n + 1) / n) for i in range(rows)] for n in sorted({1, min(8, rows), rows})}
+        return [case(none, None)] + [case(f"d: pack, distinct doses: {n}", packs, none) for n, packs in doses.items()]
+    a, b, c = "a: unmodified", "b: steering on every layer", "c: pack of three effects"
+    return [
+        case(a, None, "e: transformers"),
+        case(b, steering, a, "e: transformers, steering hooks"),
+        case(c, pack, a),
     ]
 
 
@@ -123,13 +121,13 @@ def torch_cases(folder: str, prompts, vectors, options: dict) -> list[Case]:
 
     rows = len(prompts)
     return [
-        Case("e: transformers", rows, plain, "a: unmodified"),
-        Case("e: transformers, steering hooks", rows, hooked, "b: steering on every layer"),
+        Case("e: transformers", rows, plain),
+        Case("e: transformers, steering hooks", rows, hooked, ("e: transformers",)),
     ]
 
 
 def measure(cases: list[Case], label: str) -> list[dict]:
-    """Times the cases in turns; `ratio` is a case's tokens/s over its baseline's, from the medians."""
+    """Times the cases in turns; `ratios` are a case's tokens/s over those it stands against, by medians."""
     for case in tqdm(cases, desc=f"{label}: compile", leave=False):
         case.first = case.time()
     for _ in tqdm(range(_REPEATS.value), desc=f"{label}: measure", leave=False):
@@ -143,24 +141,24 @@ def measure(cases: list[Case], label: str) -> list[dict]:
             tokens_per_second=case.rows * _NEW.value / medians[case.name],
             seconds=case.seconds,
             compile_seconds=max(case.first - medians[case.name], 0.0),
-            baseline=case.baseline,
-            ratio=medians[case.baseline] / medians[case.name] if case.baseline else None,
+            ratios={other: medians[other] / medians[case.name] for other in case.against if other in medians},
         )
         for case in cases
     ]
 
 
 def table(results: list[dict]) -> str:
-    head = f"{'mode':8} {'rows':>4}  {'case':34} {'tokens/s':>9} {'of baseline':>11} {'compile s':>9}"
+    head = f"{'mode':8} {'rows':>4}  {'case':32} {'tokens/s':>9} {'compile s':>9}  times as fast as"
     lines = [
-        f"{r['mode']:8} {r['rows']:4}  {r['case']:34} {r['tokens_per_second']:9.0f} "
-        f"{'' if r['ratio'] is None else format(r['ratio'], '.2f'):>11} {r['compile_seconds']:9.1f}"
+        f"{r['mode']:8} {r['rows']:4}  {r['case']:32} {r['tokens_per_second']:9.0f} {r['compile_seconds']:9.1f}  "
+        + ", ".join(f"{ratio:.2f} ({other})" for other, ratio in r["ratios"].items())
         for r in results
     ]
     return "\n".join([head, *lines])
 
 
 def main(_):
+    jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the figures
     lm = random_model(_SEED.value)
     rng = np.random.default_rng(_SEED.value)
     vectors = (0.1 * rng.normal(size=(lm.config.layers, lm.config.embed))).astype(np.float32)

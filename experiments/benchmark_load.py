@@ -69,11 +69,11 @@ def main(_) -> None:
 
 
 def _config(parameters: float) -> models.LlamaConfig:
-    """A Llama of about so many parameters whose embedding, its largest leaf, is a little under 5% of them."""
+    """A Llama of about so many parameters whose embedding, its largest leaf, is just under 5% of them."""
     layers = 16
-    # One layer has 4 D^2 of attention and 3 D F with F = 2.5 D: 11.5 D^2. Embedding and head are V D each.
-    embed = round((parameters * 0.904 / (11.5 * layers)) ** 0.5 / 64) * 64
-    vocab = int(parameters * 0.048 / embed)
+    # A layer has 4 D^2 in attention and 3 D F = 7.5 D^2 in the MLP; embedding and head, V D each, are the last tenth.
+    embed = max(1, round((0.9 * parameters / (11.5 * layers)) ** 0.5 / 64)) * 64
+    vocab = int(11.5 * layers * embed * 0.05 / 0.9)
     return models.LlamaConfig(
         family="llama", vocab=vocab, embed=embed, layers=layers, heads=embed // 64, kv_heads=embed // 64, head_dim=64,
         ffw=embed * 5 // 2, max_positions=2048, norm_eps=1e-5, rope=Rope(),
@@ -101,6 +101,7 @@ def measure(folder: Path, dtype: str | None) -> tuple[int, int, float]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
 
         def wait_for(word: str) -> None:
+            assert child.stdout is not None
             line = child.stdout.readline().strip()
             if line != word:
                 raise RuntimeError(f"the loading process said {line!r}, wanted {word!r}; it exited with {child.wait()}")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from models.config import LlamaConfig
-from nmjax.data.corpus import ANSWER_WEIGHT, MIXTURE, Windows
+from nmjax.data.corpus import ANSWER_WEIGHT, BASICS, MIXTURE, Windows
 from nmjax.data.questions import LETTERS, format_mmlu
 from nmjax.data.world import ZIPF_EXPONENT, ZIPF_SHIFT, bundled_world, held_out_questions
 from nmjax.training.loop import TrainConfig
@@ -35,10 +35,12 @@ Each is one attribute of one of {entities} invented names, with one true value o
 of rank r is mentioned in proportion to (r + {shift:g})^-{exponent:g}.
 
 The corpus (`nmjax/data/corpus.py`) mixes documents; the shares are
-{mixture}.
+{mixture};
+for the first {windows.basics:,} steps they are
+{basics}.
 `drill`s ask for the letters of listed words, `lookup` questions name their own answer, `open_book` ones state the fact first, an `exam` is several questions under
 MMLU's header; every tenth question, judgement, riddle and story is wrapped as a chat. Besides,
-{windows.repeated:.0%} of the windows are blocks of 2 to {windows.tile_end} random tokens tiled to fill the
+{windows.repeated[1]:.0%} of the windows (at first {windows.repeated[0]:.0%}) are blocks of 2 to {windows.tile_end} random tokens tiled to fill the
 window (short ones first), which is where the induction heads come from. Answers weigh {weight:g} times as much in the
 loss as other tokens; the first copy of a random block weighs nothing.
 
@@ -51,8 +53,8 @@ Held-out questions are in wordings and with option lists that training never use
 
 {recipe.steps:,} steps of about {windows.tokens:,} tokens: windows of {windows.lengths[0]} tokens for the first
 {windows.switch:,} steps, then of {windows.lengths[1]}.
-AdamW, learning rate {recipe.peak_lr:g} after {recipe.warmup} steps of warm-up, falling linearly
-to {recipe.end_lr:g} in the last {recipe.decay:,} steps,
+Muon for kernels with learning rate {matrix_lr:g}, Adam for the rest with {recipe.peak_lr:g}, after {recipe.warmup} steps of warm-up, falling linearly
+to a hundredth in the last {recipe.decay:,} steps,
 weight decay {recipe.weight_decay:g}, gradient norm clipped to {recipe.clip:g}, seed {recipe.seed}.
 
 | step | loss | held-out accuracy (500 questions) |
@@ -88,6 +90,7 @@ front by default. The chat template writes `User: ...` and `Assistant: ...` line
 def write_card(
     folder: Path,
     arguments: str,
+    matrix_lr: float,
     config: LlamaConfig,
     recipe: TrainConfig,
     windows: Windows,
@@ -116,12 +119,13 @@ def write_card(
         blocks = f"blocks of {item['block']} tokens"
         rows.append((f"best induction score, {blocks} ({item['best_head']})", item["best_score"]))
         rows.append((f"copy accuracy, {blocks}", item["copy_accuracy"]))
-    example = f"{format_mmlu((question := held_out_questions(1)[0]))} {LETTERS[question.answer]}"
+    example = f"{format_mmlu(question := held_out_questions(1)[0])} {LETTERS[question.answer]}"
     every = max(1, len(history) // 12)
     shown = [record for record in history if record is history[-1] or (record["step"] // recipe.log_every) % every == 0]
     text = _CARD.format(
         config=config,
         recipe=recipe,
+        matrix_lr=matrix_lr,
         windows=windows,
         scores=scores,
         command=f"python -m experiments.train_tiny --output=checkpoints/tiny {arguments}".rstrip(),
@@ -133,6 +137,7 @@ def write_card(
         shift=ZIPF_SHIFT,
         exponent=ZIPF_EXPONENT,
         mixture=", ".join(f"{kind} {share:.0%}" for kind, share in MIXTURE.items()),
+        basics=", ".join(f"{kind} {share:.0%}" for kind, share in BASICS.items()),
         weight=ANSWER_WEIGHT,
         example="\n".join(f"    {line}".rstrip() for line in example.split("\n")),
         history="\n".join(f"| {row['step']:,} | {row['loss']:.3f} | {row['accuracy']:.3f} |" for row in shown),

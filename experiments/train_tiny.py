@@ -15,7 +15,10 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
+from optax import contrib
+from optax.contrib import MuonDimensionNumbers
 from tqdm import tqdm
 
 import models
@@ -32,7 +35,7 @@ from nmjax.induction import copy_accuracy, induction_scores, repeated_blocks
 from nmjax.lm import LanguageModel
 from nmjax.metrics import calibration
 from nmjax.training.checkpoint import Checkpoints
-from nmjax.training.loop import TrainConfig, next_token_loss, train
+from nmjax.training.loop import TrainConfig, make_schedule, next_token_loss, train
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "results/tiny", "folder of the trained model, in Hugging Face format")
@@ -40,11 +43,16 @@ flags.DEFINE_string("work", "results/train_tiny", "folder of the training checkp
 flags.DEFINE_integer("steps", 5000, "optimizer steps")
 flags.DEFINE_integer("decay", 1200, "steps at the end in which the learning rate falls")
 flags.DEFINE_integer("tokens", 2048, "tokens a step")
-flags.DEFINE_integer("layers", 6, "layers")
+flags.DEFINE_integer("layers", 4, "layers")
 flags.DEFINE_integer("embed", 128, "width of the residual stream")
-flags.DEFINE_float("peak_lr", 3e-3, "learning rate after the warm-up")
+flags.DEFINE_float("peak_lr", 3e-3, "learning rate after the warm-up, of embeddings and norms")
+flags.DEFINE_float("matrix_lr", 0.02, "learning rate after the warm-up, of kernels (Muon)")
 flags.DEFINE_integer("seed", 0, "of the initial weights and of the order of the corpus")
 flags.DEFINE_integer("questions", 4000, "held-out questions of the final evaluation")
+
+
+# What the scores depend on.
+_RECIPE = ("steps", "decay", "tokens", "layers", "embed", "peak_lr", "matrix_lr", "seed", "questions")
 
 
 def model_config(tokenizer, layers: int, embed: int) -> LlamaConfig:
@@ -72,18 +80,54 @@ def model_config(tokenizer, layers: int, embed: int) -> LlamaConfig:
     })  # fmt: skip
 
 
+def summed_axes(path) -> int:
+    """Over how many leading axes the kernel at `path` sums: two for the attention's output, else one."""
+    return 2 if path[-2].key == "o" else 1
+
+
 def initial_params(module, seed: int) -> dict:
-    """Random parameters with kernels of variance 1 / fan-in (fan-in: what the kernel sums over), embeddings of 0.02."""
+    """Random parameters: embeddings of 0.1, kernels of variance 1 / fan-in, and those that write
+    to the residual stream smaller by sqrt(2L), so that at the start the stream holds the tokens and not noise.
+    """
     params = module.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]
 
     def rescale(path, leaf):
-        names = [key.key for key in path]
-        if names[-1] != "kernel":
+        if path[-1].key == "embedding":
+            return 0.1 * leaf / leaf.std()
+        if path[-1].key != "kernel":
             return leaf
-        summed = leaf.shape[:-1] if names[-2] == "o" else leaf.shape[:1]
-        return leaf / leaf.std() / np.sqrt(np.prod(summed))
+        fan_in = np.prod(leaf.shape[: summed_axes(path)])
+        if path[-2].key in ("o", "down"):
+            fan_in *= 2 * module.config.layers
+        return leaf / leaf.std() / np.sqrt(fan_in)
 
     return jax.tree_util.tree_map_with_path(rescale, params)
+
+
+def make_muon(recipe: TrainConfig, matrix_lr: float) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024, as in optax) for kernels, Adam for embeddings and norms, behind a clip of the gradient.
+
+    It forms the attention circuits and learns rare facts in fewer steps than AdamW. Both rates follow one schedule.
+    """
+    schedule = make_schedule(recipe)
+
+    def kernels(params):
+        def axes(path, leaf):
+            if path[-1].key != "kernel":
+                return None
+            split = summed_axes(path)
+            return MuonDimensionNumbers(tuple(range(split)), tuple(range(split, leaf.ndim)))
+
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    muon = contrib.muon(
+        lambda step: schedule(step) * (matrix_lr / recipe.peak_lr),
+        weight_decay=recipe.weight_decay,
+        adam_learning_rate=schedule,
+        adam_b2=recipe.b2,
+        muon_weight_dimension_numbers=kernels,
+    )
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
 
 
 def make_loss(module):
@@ -204,6 +248,7 @@ def main(argv):
         end_lr=FLAGS.peak_lr / 100,
         warmup=100,
         decay=FLAGS.decay,
+        weight_decay=0.01,
         log_every=200,
         save_every=200,
         seed=FLAGS.seed,
@@ -219,6 +264,7 @@ def main(argv):
 
     state, history = train(
         make_loss(module), initial_params(module, FLAGS.seed), grain.MapDataset.source(make_windows(tokenizer)), recipe,
+        optimizer=make_muon(recipe, FLAGS.matrix_lr),
         checkpoints=Checkpoints(FLAGS.work), on_record=watch,
     )  # fmt: skip
 
@@ -233,10 +279,10 @@ def main(argv):
         "induction": [measure_induction(lm, block) for block in (8, 16, 32, 50)],
     }
     story = nmjax.generate(lm, ["Once upon a time"], max_new_tokens=60, seed=0)
-    changed = [FLAGS[name] for name in ("steps", "decay", "tokens", "layers", "embed", "peak_lr", "seed", "questions")]
+    changed = [FLAGS[name] for name in _RECIPE]
     arguments = " ".join(f"--{flag.name}={flag.value}" for flag in changed if flag.value != flag.default)
     write_card(
-        Path(FLAGS.output), arguments, config, recipe, make_windows(tokenizer), history, scores, story.full_text[0]
+        Path(FLAGS.output), arguments, FLAGS.matrix_lr, config, recipe, make_windows(tokenizer), history, scores, story.full_text[0]
     )
     print(json.dumps(scores, indent=1))
 

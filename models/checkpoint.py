@@ -121,7 +121,9 @@ def _tokenizer(folder: Path) -> Any:
     """The folder's tokenizer with its chat template, read by transformers from local files; None if it has none."""
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    import transformers
+    # Where torch is missing, transformers says so on import, as if anything were wrong.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers  # slow to import
 
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -233,7 +235,7 @@ def _write_weights(table: Iterable[Tensor], leaves: dict[str, _Leaf], folder: Pa
     if len(shards) == 1:
         os.rename(folder / "0.safetensors", folder / SINGLE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         os.rename(folder / f"{i}.safetensors", folder / file)

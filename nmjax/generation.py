@@ -9,7 +9,7 @@ Everything a user sweeps (doses, seeds, temperatures, lengths within a bucket) i
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -118,9 +118,13 @@ def generate(
     eos = _eos_ids(lm, eos_token_id)
 
     width, room = bucket(max(map(len, ids))), bucket(int(max_new.max()))
+    parts = chunks(lm, len(ids), width + room, batch_size)
+    batches = [  # all of them before the first is run, so that bad input is found before any compute
+        make_rows(lm, [ids[i] for i in take], [interventions[i] for i in take], width, keys[np.asarray(take)])
+        for take, _ in parts
+    ]
     produced = []
-    for take, real in chunks(lm, len(ids), width + room, batch_size):
-        rows = make_rows(lm, [ids[i] for i in take], [interventions[i] for i in take], width, keys[np.asarray(take)])
+    for rows, (take, real) in zip(batches, parts, strict=True):
         sampling = Sampling(heat[take], nucleus[take], largest[take])
         limits = Limits(max_new[take], min_new[take], eos)
         produced += _run(lm, rows, sampling, limits, room, stops)[:real]
@@ -138,7 +142,8 @@ def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: t
         if stops:
             tokens = np.asarray(state.tokens)
             for i in range(len(tokens)):
-                found = None if i in ended else _find_stop(lm, tokens[i][tokens[i] >= 0], stops)
+                prompt, new = rows.tokens[i][rows.mask[i]], tokens[i][tokens[i] >= 0]
+                found = None if i in ended else _find_stop(lm, prompt, new, stops)
                 if found:
                     ended[i] = found
             state = state.replace(done=state.done | np.isin(np.arange(len(tokens)), list(ended)))
@@ -204,9 +209,9 @@ def _write(state: DecodeState, logits, ctx: Context, rows: Rows, sampling: Sampl
     """Chooses the next token of every row from logits [B, V] and writes it; rows that are done write nothing."""
     B, V = logits.shape
     ctx = ctx.replace(counts=state.counts)
-    final = act("logits", logits, ctx, rows.effects)
+    # Before the effects: a cut that left only the end of the text would otherwise leave nothing.
     too_early = (state.step < limits.min_new)[:, None] & (jnp.arange(V) == limits.eos[:, None]).any(0)
-    final = jnp.where(too_early, -jnp.inf, final)
+    final = act("logits", jnp.where(too_early, -jnp.inf, logits), ctx, rows.effects)
     # One stream a row, indexed by the position of the token being written: neither batch nor chunk can shift it.
     keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.prompt_len + state.step)
     token, sample_logprob = choose(final, sampling, keys)
@@ -237,13 +242,17 @@ def _prompt_ids(lm: LanguageModel, prompts, messages) -> list[list[int]]:
         return encode_all(lm, prompts)
     if lm.tokenizer is None or not lm.tokenizer.chat_template:
         raise ValueError("messages: this model's tokenizer has no chat template, pass prompts")
-    if not messages or not all(isinstance(chat, list | tuple) for chat in messages):
+    if not isinstance(messages, list | tuple) or not messages or not all(map(_is_chat, messages)):
         raise ValueError(f"messages={messages!r}, wanted a list of chats, each a list of role and content")
     texts = [
         lm.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in messages
     ]
     # The template writes the special tokens itself.
     return [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def _is_chat(chat) -> bool:
+    return isinstance(chat, list | tuple) and bool(chat) and all(isinstance(m, Mapping) and "role" in m for m in chat)
 
 
 def _or_zero(temperature):
@@ -253,30 +262,33 @@ def _or_zero(temperature):
 
 
 def _stop_strings(lm: LanguageModel, stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if any(not isinstance(s, str) or not s for s in stops):
+    stops = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(stops, list | tuple) or any(not isinstance(s, str) or not s for s in stops):
         raise ValueError(f"stop={stop!r}, wanted non-empty texts")
     if stops and lm.tokenizer is None:
         raise ValueError(f"stop={stop!r} needs a tokenizer, and this model has none")
-    return stops
+    return tuple(stops)
 
 
 def _eos_ids(lm: LanguageModel, eos_token_id) -> np.ndarray:
-    """int32 [E], at least one entry."""
+    """int32 [E], a multiple of 4, so that one id more is the same program."""
     ids = lm.eos_ids if eos_token_id is None else eos_token_id
-    ids = [ids] if isinstance(ids, int | np.integer) else list(ids)
-    if any(not 0 <= i < lm.config.vocab for i in ids):
+    ids = [ids] if isinstance(ids, int | np.integer) else ids
+    if not isinstance(ids, list | tuple | np.ndarray) or not all(
+        isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < lm.config.vocab for i in ids
+    ):
         raise ValueError(f"eos_token_id={eos_token_id!r}, wanted ids from 0 to {lm.config.vocab - 1}")
-    return np.asarray(ids or [-1], np.int32)
+    ids = [*ids, -1]
+    return np.asarray(ids + [-1] * (-len(ids) % 4), np.int32)
 
 
-def _find_stop(lm: LanguageModel, tokens: np.ndarray, stops: tuple[str, ...]) -> tuple[int, str] | None:
+def _find_stop(lm: LanguageModel, prompt, tokens: np.ndarray, stops: tuple[str, ...]) -> tuple[int, str] | None:
     """(tokens up to the one that completed the first stop string, the text before it)."""
-    text = _decode(lm, tokens)
+    text = _continuation(lm, prompt, tokens)[1]
     if not any(stop in text for stop in stops):
         return None
     for kept in range(1, len(tokens) + 1):
-        text = _decode(lm, tokens[:kept])
+        text = _continuation(lm, prompt, tokens[:kept])[1]
         starts = [text.find(stop) for stop in stops if stop in text]
         if starts:
             return kept, text[: min(starts)]
@@ -287,12 +299,24 @@ def _decode(lm: LanguageModel, tokens) -> str:
     return lm.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True) if lm.tokenizer else ""
 
 
+def _continuation(lm: LanguageModel, prompt, tokens) -> tuple[str, str]:
+    """The prompt's text, and what the tokens add to it.
+
+    Decoded together, so that a tokenizer which glues pieces keeps the space between them.
+    """
+    before, whole = _decode(lm, prompt), _decode(lm, [*prompt, *tokens])
+    return before, whole[len(before) :] if whole.startswith(before) else _decode(lm, tokens)
+
+
 def _inert(interventions, heat, nucleus, largest) -> list[str]:
     found = []
     for i, iv in enumerate(interventions):
         if heat[i] > 0:
             continue
-        found += [f"row {i}: {type(e).__name__} is inert under greedy decoding" for e in iv.effects if e.keeps_best]
+        # What follows may add to the logits, and then their scale matters.
+        last = [e for e in iv.effects if e.touches("logits")]
+        while last and last[-1].keeps_best:
+            found.append(f"row {i}: {type(last.pop()).__name__} is inert under greedy decoding")
         if nucleus[i] < 1 or largest[i] > 0:
             found.append(f"row {i}: top_p and top_k are inert under greedy decoding, give a temperature")
     return found
@@ -301,11 +325,9 @@ def _inert(interventions, heat, nucleus, largest) -> list[str]:
 def _collect(lm: LanguageModel, ids: list[list[int]], produced: list[dict], remarks: list[str]) -> Generation:
     text, full_text = [], []
     for prompt, row in zip(ids, produced, strict=True):
-        # Decoded together, so that a tokenizer which glues pieces keeps the space between prompt and continuation.
-        before, whole = _decode(lm, prompt), _decode(lm, prompt + row["ids"])
-        continuation = whole[len(before) :] if whole.startswith(before) else _decode(lm, row["ids"])
+        before, continuation = _continuation(lm, prompt, row["ids"])
         if row["text"] is not None:
-            continuation = continuation[: len(row["text"])] if continuation.startswith(row["text"]) else row["text"]
+            continuation = row["text"]
         text.append(continuation)
         full_text.append(before + continuation)
     return Generation(

@@ -1,6 +1,7 @@
 """A language model as this toolkit sees it: a module, its parameters, its tokenizer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,23 +36,24 @@ class LanguageModel:
         """Tokens that end a generation, by the model's own configuration."""
         return self.config.eos_ids
 
-    def encode(self, prompt: str | list[int] | np.ndarray, index: int = 0) -> list[int]:
-        """Token ids of a prompt: text as the tokenizer encodes it (special tokens included), ids as they are.
+    def encode(self, prompt: str | list[int] | np.ndarray, argument: str = "prompt", special: bool = True) -> list[int]:
+        """Token ids of a text, with the tokenizer's special tokens if `special`; ids as they are.
 
         Raises:
-          ValueError: the prompt is empty, an id is outside the vocabulary, or text comes without a tokenizer.
+          ValueError: neither text nor ids, no token, an id outside the vocabulary, or text without a tokenizer.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError(
-                    f"prompts[{index}]={prompt!r} is text, but this model has no tokenizer: pass token ids"
-                )
-            ids = self.tokenizer(prompt)["input_ids"]
+                raise ValueError(f"{argument}={prompt!r} is text, but this model has no tokenizer: pass token ids")
+            ids = self.tokenizer(prompt, add_special_tokens=special)["input_ids"]
         else:
-            ids = [int(t) for t in prompt]
+            ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+            if not isinstance(ids, Sequence) or not all(isinstance(t, int | np.integer) and t is not True for t in ids):
+                raise ValueError(f"{argument}={prompt!r}, wanted text or a list of token ids")
+            ids = [int(t) for t in ids]
         if not ids:
-            raise ValueError(f"prompts[{index}]={prompt!r} has no tokens, wanted at least one")
+            raise ValueError(f"{argument}={prompt!r} has no tokens, wanted at least one")
         wrong = [t for t in ids if not 0 <= t < self.config.vocab]
         if wrong:
-            raise ValueError(f"prompts[{index}] holds token id {wrong[0]}, wanted 0 to {self.config.vocab - 1}")
+            raise ValueError(f"{argument} holds token id {wrong[0]}, wanted 0 to {self.config.vocab - 1}")
         return ids

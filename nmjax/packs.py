@@ -134,9 +134,10 @@ def _effect(where: str, entry: Any) -> Effect:
     if not isinstance(entry, dict):
         raise PackError(f"{where}={entry!r}, wanted an object with {_EFFECT_FIELDS}")
     _check_fields(where, entry, _EFFECT_FIELDS)
-    rule = RULES.get(str(entry.get("effect")))
+    name = entry.get("effect")
+    rule = RULES.get(name) if isinstance(name, str) else None
     if rule is None:
-        raise PackError(f"{where}: effect={entry.get('effect')!r}, wanted one of {sorted(RULES)}")
+        raise PackError(f"{where}: effect={name!r}, wanted one of {sorted(RULES)}")
     weight, direction = entry.get("weight"), entry.get("direction", "up")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
         raise PackError(f"{where} ({entry['effect']}): weight={weight!r}, wanted a number from 0 to 1")

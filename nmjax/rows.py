@@ -34,21 +34,24 @@ def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[li
         raise ValueError(f"{argument}={prompts!r}, wanted a list of prompts")
     if len(prompts) == 0:
         raise ValueError(f"{argument} is empty, wanted at least one prompt")
-    if not isinstance(prompts[0], str | Sequence | np.ndarray):
-        raise ValueError(f"{argument}[0]={prompts[0]!r}, wanted text or a list of token ids")
-    return [lm.encode(prompt, i) for i, prompt in enumerate(prompts)]
+    return [lm.encode(prompt, f"{argument}[{i}]") for i, prompt in enumerate(prompts)]
 
 
-def make_rows(lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention], width: int, keys) -> Rows:
+def make_rows(
+    lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention], width: int, keys, prompt_len=None
+) -> Rows:
     """Pads `ids` on the left to `width` and binds one intervention a row.
 
+    Args:
+      prompt_len: how many of each row's ids are prompt [B]; None = all.
     Raises:
-      ValueError: a where-selection that holds none of its row's tokens.
+      ValueError: a where-selection that holds none of its row's prompt.
     """
-    for i, (iv, row) in enumerate(zip(interventions, ids, strict=True)):
+    lengths = [len(row) for row in ids] if prompt_len is None else prompt_len
+    for i, (iv, length) in enumerate(zip(interventions, lengths, strict=True)):
         for effect in iv.effects:
             if effect.where is not None:
-                effect.where.check(len(row), f"packs[{i}] {type(effect).__name__}")
+                effect.where.check(length, f"packs[{i}] {type(effect).__name__}")
     tokens = np.zeros((len(ids), width), np.int32)
     mask = np.zeros((len(ids), width), bool)
     for i, row in enumerate(ids):
@@ -57,7 +60,7 @@ def make_rows(lm: LanguageModel, ids: list[list[int]], interventions: Sequence[I
     return Rows(
         tokens=tokens,
         mask=mask,
-        prompt_len=mask.sum(1).astype(np.int32),
+        prompt_len=np.asarray(lengths, np.int32),
         effects=batch(interventions, lm),
         keys=keys,
     )
@@ -95,9 +98,12 @@ def per_row(argument: str, value, rows: int, dtype, low=None, high=None) -> np.n
     if len(values) != rows:
         raise ValueError(f"{argument} has {len(values)} values, wanted one for all {rows} rows or one a row")
     whole = np.issubdtype(dtype, np.integer)
+    if whole and dtype is not np.uint32:
+        high = np.iinfo(dtype).max if high is None else high
     for v in values:
-        number = isinstance(v, int | np.integer) or (not whole and isinstance(v, float | np.floating))
-        if isinstance(v, bool) or not number or not np.isfinite(v):
+        number = isinstance(v, int | np.integer)
+        number = number or (not whole and isinstance(v, float | np.floating) and np.isfinite(v))
+        if isinstance(v, bool) or not number:
             raise ValueError(f"{argument}={v!r}, wanted {'an integer' if whole else 'a finite number'}")
         if (low is not None and v < low) or (high is not None and v > high):
             raise ValueError(

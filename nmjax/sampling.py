@@ -31,7 +31,8 @@ def choose(logits, sampling: Sampling, keys):
 
     def sampled(_):
         temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
-        cut = keep_top_k(logits / temperature[:, None], sampling.top_k)
+        # Shifted first, so that a tiny temperature sends the others to -inf and never the likeliest to infinity.
+        cut = keep_top_k((logits - logits.max(-1, keepdims=True)) / temperature[:, None], sampling.top_k)
         cut = keep_top_p(cut, sampling.top_p)
         uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
         drawn = draw(cut, uniform)
@@ -122,10 +123,11 @@ def draw(logits, uniform):
 def _first_beyond(weights, target):
     """The first entry of [B, C] at which the cumulative sum exceeds `target` [B], and the sum before it.
 
-    Where rounding leaves no such entry, the last one with any weight: an empty entry is never picked.
+    An entry without weight is never picked, though rounding may let the sum rise there; where it leaves no entry beyond
+    the target, the last one with weight is.
     """
     cumulative = jnp.cumsum(weights, axis=-1)
-    beyond = cumulative > target[:, None]
+    beyond = (cumulative > target[:, None]) & (weights > 0)
     last = weights.shape[-1] - 1 - argmax((weights > 0)[:, ::-1].astype(jnp.float32))
     first = jnp.where(beyond.any(-1), argmax(beyond.astype(jnp.float32)), last)
     return first, jnp.take_along_axis(cumulative - weights, first[:, None], axis=-1)[:, 0]

@@ -58,29 +58,35 @@ def score_choices(
     keys = row_keys(seed, row_ids, len(ids))
     stems, endings = _split_all(lm, prompts, ids, choices)
     longest = max(len(ending) for row in endings for ending in row)
-    check_context(lm, [len(stem) for stem in stems], [longest - 1] * len(stems), "tokens of a choice")
+    extra = [max(len(ending) for ending in row) - 1 for row in endings]
+    check_context(lm, [len(stem) for stem in stems], extra, "tokens of a choice")
     needed = max(map(len, stems)) + longest - 1
     if width is not None and width < needed:
         raise ValueError(f"width={width}, wanted at least {needed}, the longest prompt with its choices")
-    parts = []
+    batches = []
     for take, real in chunks(lm, len(ids), width or needed, batch_size):
         # With one token a choice, the prompt's last position scores them all; else every choice is a row of its own.
         source = [i for i in take for _ in range(1 if longest == 1 else len(endings[i]))]
         tails = [[()] if longest == 1 else [ending[:-1] for ending in endings[i]] for i in take]
         texts = [stems[i] + list(tail) for i, row in zip(take, tails, strict=True) for tail in row]
-        rows = make_rows(lm, texts, [interventions[i] for i in source], width or needed, keys[np.asarray(source)])
-        rows = rows.replace(prompt_len=np.asarray([len(stems[i]) for i in source], np.int32))
-        scores = _score(lm.module, lm.params, rows, _targets([endings[i] for i in take], longest))
-        parts.append([x.reshape(len(take), -1)[:real] for x in scores])
+        lengths = [len(stems[i]) for i in source]
+        rows = make_rows(
+            lm, texts, [interventions[i] for i in source], width or needed, keys[np.asarray(source)], lengths
+        )
+        batches.append((rows, _targets([endings[i] for i in take], longest), len(take), real))
+    parts = []
+    for rows, targets, count, real in batches:  # after all are made, so that bad input is found before any compute
+        scores = _score(lm.module, lm.params, rows, targets)
+        parts.append([x.reshape(count, -1)[:real] for x in scores])
     scores = _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
     return scores.replace(notes=tuple(notes(interventions)))
 
 
 def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
     """Stems (what every choice of a row begins with) and what each choice adds to its stem."""
-    if isinstance(choices, str):
-        raise ValueError(f"choices={choices!r}, wanted a list of choices")
-    several = len(choices) > 0 and not isinstance(choices[0], str | int | np.integer) and not _is_ids(choices[0])
+    if not _is_list(choices) or len(choices) == 0:
+        raise ValueError(f"choices={choices!r}, wanted a list of choices, or one list for every prompt")
+    several = _is_list(choices[0]) and not _is_ids(choices[0])
     if several and len(choices) != len(ids):
         raise ValueError(
             f"choices has {len(choices)} lists, wanted one list of choices, or one list for each of {len(ids)} prompts"
@@ -88,35 +94,37 @@ def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tu
     per_row = list(choices) if several else [choices] * len(ids)
     stems, endings = [], []
     for i, row in enumerate(per_row):
-        if len(row) < 1 or len(row) != len(per_row[0]):
-            raise ValueError(
-                f"choices[{i}] has {len(row)} choices, wanted the same number, at least one, for every prompt"
-            )
+        if not _is_list(row) or len(row) != len(per_row[0]):
+            raise ValueError(f"choices[{i}]={row!r}, wanted a list of {len(per_row[0])} choices, as for every prompt")
         wholes = [_continue(lm, prompts[i], ids[i], choice, i) for choice in row]
+        # The last token of the shortest choice must stay an ending. A single choice shares tokens with the prompt only.
+        limit = min(len(whole) - 1 for whole in wholes)
+        limit = min(limit, len(ids[i])) if len(wholes) == 1 else limit
         common = 0
-        # The last token of the shortest choice must stay an ending.
-        while all(len(whole) > common + 1 and whole[common] == wholes[0][common] for whole in wholes):
+        while common < limit and len({whole[common] for whole in wholes}) == 1:
             common += 1
+        if common == 0:
+            raise ValueError(f"choices: {row!r} merge with the only token of prompts[{i}], wanted a longer prompt")
         stems.append(wholes[0][:common])
         endings.append([tuple(whole[common:]) for whole in wholes])
     return stems, endings
 
 
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+
+
 def _is_ids(choice) -> bool:
-    return isinstance(choice, Sequence | np.ndarray) and all(isinstance(t, int | np.integer) for t in choice)
+    return all(isinstance(t, int | np.integer) for t in choice)
 
 
 def _continue(lm, prompt, ids: list[int], choice, index: int) -> list[int]:
     """Tokens of prompt + choice. Raises ValueError for an empty choice."""
-    if not isinstance(choice, str):
-        whole = ids + lm.encode(choice, index)
-    elif isinstance(prompt, str):
-        whole = lm.encode(prompt + choice, index)
-    elif lm.tokenizer is None:
-        raise ValueError(f"choices: {choice!r} is text, but this model has no tokenizer: pass token ids")
+    if isinstance(choice, str) and isinstance(prompt, str):
+        whole = lm.encode(prompt + choice, "choices")
     else:
-        whole = ids + lm.tokenizer(choice, add_special_tokens=False)["input_ids"]
-    if len(whole) <= len(ids):
+        whole = ids + lm.encode(choice, "choices", special=False)
+    if whole == ids or len(whole) < 2:
         raise ValueError(f"choices: {choice!r} adds no token to prompts[{index}]")
     return whole
 

@@ -23,16 +23,28 @@ Document = list[tuple[str, float]]
 ANSWER_WEIGHT = 8.0
 # Documents by kind: share of all documents.
 MIXTURE = {
-    "question": 0.36,
-    "drill": 0.14,
-    "lookup": 0.10,
-    "open_book": 0.06,
-    "exam": 0.04,
-    "statement": 0.13,
-    "judgement": 0.08,
-    "story": 0.03,
-    "riddle": 0.03,
-    "arithmetic": 0.03,
+    "question": 0.40,
+    "drill": 0.04,
+    "lookup": 0.06,
+    "open_book": 0.05,
+    "exam": 0.05,
+    "statement": 0.15,
+    "judgement": 0.10,
+    "story": 0.06,
+    "riddle": 0.04,
+    "arithmetic": 0.05,
+}
+# Of the first steps: what binds a letter to an option before it takes knowledge to choose one.
+BASICS = {
+    "question": 0.20,
+    "drill": 0.35,
+    "lookup": 0.15,
+    "open_book": 0.05,
+    "statement": 0.16,
+    "judgement": 0.03,
+    "story": 0.02,
+    "riddle": 0.02,
+    "arithmetic": 0.02,
 }
 CHAT_SHARE = 0.10  # of the documents that have an answer, how many are wrapped as a chat
 
@@ -63,7 +75,8 @@ def drill_document(world: World, rng: random.Random) -> Document:
     words = list(dict.fromkeys(words))[:OPTIONS]
     listed = "".join(f"\n{letter}. {word}" for letter, word in zip(LETTERS, words, strict=True))
     document: Document = [(f"Letters:{listed}\n\nWords:", 1.0)]
-    for index in [*rng.sample(range(OPTIONS), OPTIONS), rng.randrange(OPTIONS), rng.randrange(OPTIONS)]:
+    for _ in range(2 * OPTIONS):
+        index = rng.randrange(OPTIONS)
         document += [(f" {words[index]}", 0.0), (f" {LETTERS[index]}", ANSWER_WEIGHT)]
     return document
 
@@ -156,9 +169,9 @@ def chat(document: Document) -> Document:
     return [*middle, ("\nAssistant:", 1.0), (answer, answer_weight)]
 
 
-def draw_document(world: World, rng: random.Random) -> Document:
-    """A document of a kind drawn from `MIXTURE`."""
-    kind = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+def draw_document(world: World, rng: random.Random, mixture: dict[str, float] = MIXTURE) -> Document:
+    """A document of a kind drawn from `mixture`."""
+    kind = rng.choices(list(mixture), weights=list(mixture.values()))[0]
     document = _KINDS[kind](world, rng)
     if kind in ("question", "judgement", "riddle") and rng.random() < CHAT_SHARE:
         return chat(document)
@@ -172,11 +185,13 @@ class Windows:
     """Training batches by step: `windows[step]` is the same for the same step, whatever was read before.
 
     A batch has `tokens` int32 [B, T+1] and `weights` float32 [B, T], the weight of predicting `tokens[:, 1:]`; B * T is
-    about `tokens`. T is `lengths[0]` for the first `switch` steps: one or two documents a window, so that
-    little distracts from how a question is answered; then it is `lengths[1]`. A share
-    `repeated` of the rows is a block of random tokens tiled to fill the window. Blocks have 2 to `tile` tokens where
-    `tile` grows with the step from `tile_start` to `tile_end` (reached after `tile_ramp` steps): short blocks are
-    what starts the formation of induction heads, long ones make them general.
+    about `tokens`. T is `lengths[0]` for the first `switch` steps: one or two documents a window, so that little
+    distracts from how a question is answered; then it is `lengths[1]`. Documents are drawn from BASICS for the first
+    `basics` steps, then from MIXTURE.
+
+    A share `repeated` of the rows (first number: in the first `basics` steps) is a block of random tokens tiled to fill
+    the window. Blocks have 2 to `tile` tokens where `tile` grows with the step from `tile_start` to `tile_end` (reached
+    after `tile_ramp` steps): short blocks start the formation of induction heads, long ones make them general.
 
     Attributes:
         world, tokenizer: what documents are about, and the fast tokenizer (of `tokenizers`) that encodes them.
@@ -193,7 +208,8 @@ class Windows:
     tokens: int = 2048
     lengths: tuple[int, int] = (48, 128)
     switch: int = 3000
-    repeated: float = 0.15
+    basics: int = 1500
+    repeated: tuple[float, float] = (0.3, 0.15)
     tile_start: int = 8
     tile_end: int = 60
     tile_ramp: int = 3500
@@ -207,8 +223,10 @@ class Windows:
         rng = random.Random(f"windows {self.seed} {step}")
         length = self.lengths[step >= self.switch]
         rows = max(1, self.tokens // length)
-        copies = round(rows * self.repeated)
-        windows = [self._repeated(rng, step, length) for _ in range(copies)] + self._packed(rng, rows - copies, length)
+        copies = round(rows * self.repeated[step >= self.basics])
+        mixture = BASICS if step < self.basics else MIXTURE
+        windows = [self._repeated(rng, step, length) for _ in range(copies)]
+        windows += self._packed(rng, rows - copies, length, mixture)
         tokens, weights = (np.stack(column) for column in zip(*windows, strict=True))
         return {"tokens": tokens.astype(np.int32), "weights": weights[:, 1:].astype(np.float32)}
 
@@ -223,14 +241,14 @@ class Windows:
         weights[: size + 1] = 0.0
         return np.concatenate([[self.bos], ids]), weights
 
-    def _packed(self, rng: random.Random, rows: int, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _packed(self, rng: random.Random, rows: int, length: int, mixture: dict) -> list[tuple[np.ndarray, np.ndarray]]:
         """`rows` windows filled with whole documents, the last one of a window cut off."""
         out: list[tuple[np.ndarray, np.ndarray]] = []
         ids: list[int] = []
         weights: list[float] = []
         width = length + 1
         while len(out) < rows:
-            documents = [draw_document(self.world, rng) for _ in range(4)]
+            documents = [draw_document(self.world, rng, mixture) for _ in range(4)]
             segments = [segment for document in documents for segment in document]
             encoded = iter(self.tokenizer.encode_batch([text for text, _ in segments], add_special_tokens=False))
             for document in documents:

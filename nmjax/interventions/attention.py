@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import Effect, static
-from nmjax.interventions.where import hashable, head_mask, layer_mask
+from nmjax.interventions.effect import Effect, check_number, static
+from nmjax.interventions.where import checked_heads, checked_layers, head_mask, layer_mask
 
 
 class ScaleQK(Effect):
@@ -39,10 +40,10 @@ def scale_qk(factor: float, layers: Any = "all", heads: Any = None) -> ScaleQK:
       layers: see `where.layer_mask`.
       heads: head indices, None = all.
     """
-    if not np.isfinite(factor) or factor <= 0:
-        raise ValueError(f"scale_qk: factor={factor!r}, wanted a positive number")
+    factor = check_number("scale_qk: factor", factor, "a positive number", lambda value: value > 0)
     gain, loss = max(factor - 1.0, 0.0), max(1.0 / factor - 1.0, 0.0)
-    return ScaleQK(gain=np.float32(gain), loss=np.float32(loss), layers=hashable(layers), heads=hashable(heads))
+    layers, heads = checked_layers(layers), checked_heads(heads)
+    return ScaleQK(gain=np.float32(gain), loss=np.float32(loss), layers=layers, heads=heads)
 
 
 class MaskHeads(Effect):
@@ -58,7 +59,8 @@ class MaskHeads(Effect):
         return self.replace(masked=chosen.astype(np.float32), layers=None, heads=None)
 
     def head_out(self, x, ctx):
-        gain = (1 - self.dose[:, None] * self.masked[:, ctx.layer]).clip(0, 1)  # [B, N]
+        gain = 1 - self.dose[:, None] * self.masked[:, ctx.layer]  # [B, N]
+        gain = jnp.where(gain >= 0, gain, 0)  # `clip` would halve the derivative at both ends, which are doses 0 and 1
         return x * gain[:, None, :, None].astype(x.dtype)
 
     def clamps(self):
@@ -67,4 +69,4 @@ class MaskHeads(Effect):
 
 def mask_heads(heads: Any, *, layers: Any = "all") -> MaskHeads:
     """Silences attention heads: `mask_heads([4], layers=[1])` masks head 4 of layer 1."""
-    return MaskHeads(layers=hashable(layers), heads=hashable(heads))
+    return MaskHeads(layers=checked_layers(layers), heads=checked_heads(heads))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nmjax.interventions.effect import Effect
+from nmjax.interventions.sites import SITES
 from nmjax.interventions.where import Where
 
 
@@ -61,7 +62,7 @@ def _described(effect: Effect) -> list:
 
 def compose(*parts: Effect | Intervention | None, name: str = "") -> Intervention:
     """One intervention that applies its parts in the order given."""
-    return Intervention(effects=tuple(e for part in parts for e in as_intervention(part).effects), name=name)
+    return Intervention(effects=tuple(e for part in parts for e in as_intervention(part, "compose").effects), name=name)
 
 
 def as_intervention(part: Effect | Intervention | None, argument: str = "packs") -> Intervention:
@@ -94,7 +95,7 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
     bound: dict[int, list[Effect]] = {}  # rows often share an intervention: bind each object once
     for iv in interventions:
         if id(iv) not in bound:
-            bound[id(iv)] = [effect.bind(lm) for effect in as_intervention(iv).effects]
+            bound[id(iv)] = [_bind(effect, as_intervention(iv).name, lm) for effect in as_intervention(iv).effects]
     keyed = {key: _keyed(effects) for key, effects in bound.items()}
 
     slots: list = []
@@ -113,6 +114,16 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
             continue
         stacked.append(example.stack([example.neutral() if effect is None else effect for effect in column]))
     return tuple(stacked)
+
+
+def _bind(effect: Effect, name: str, lm) -> Effect:
+    kind = type(effect)
+    if not any(kind.touches(site) for site in SITES):
+        raise ValueError(f"{kind.__name__} has no method named after a site, wanted at least one of {list(SITES)}")
+    try:
+        return effect.bind(lm)
+    except ValueError as error:
+        raise ValueError(f"{f'pack {name}: ' if name else ''}{kind.__name__}: {error}") from error
 
 
 def _keyed(effects: Sequence[Effect]) -> list[tuple[Any, Effect]]:

@@ -153,8 +153,9 @@ def _one_row(site: str, effect: Effect, x, ctx: Context):
     y = getattr(effect, site)(x, ctx)
     shape = getattr(y, "shape", None)
     if shape != x.shape:
-        seen = f"shape {shape}" if shape is not None else repr(y)
-        raise ValueError(f"{type(effect).__name__}.{site} returned {seen}, wanted shape {x.shape} ({SITES[site][0]} with B = 1)")
+        seen = repr(y) if shape is None else f"shape {shape}"
+        wanted = f"shape {x.shape} ({SITES[site][0]} with B = 1)"
+        raise ValueError(f"{type(effect).__name__}.{site} returned {seen}, wanted {wanted}")
     y = y.astype(x.dtype)
     if effect.blends:
         y = _mix(x, y, _like(effect.dose, x))
@@ -169,7 +170,7 @@ def _one_row(site: str, effect: Effect, x, ctx: Context):
 
 
 def _mix(x, y, dose):
-    """`(1 - dose) x + dose y`. Where either is infinite (a token that was cut), x at dose 0 and y above: 0 times infinity is NaN."""
+    """`(1 - dose) x + dose y`; where either is infinite (a token that was cut), x at dose 0 and y above, never NaN."""
     finite = jnp.isfinite(x) & jnp.isfinite(y)
     before, after = jnp.where(finite, x, 0), jnp.where(finite, y, 0)
     mixed = (1 - dose).astype(x.dtype) * before + dose.astype(x.dtype) * after
@@ -216,6 +217,7 @@ def check_dose(dose):
 def check_number(argument: str, value: Any, wanted: str, legal: Callable[[float], bool] = lambda _: True) -> float:
     """`value` as a float. Raises ValueError, which says what was wanted, unless it is one finite and legal number."""
     array = np.asarray(value)
-    if array.ndim or array.dtype.kind not in "iuf" or not np.isfinite(array.astype(np.float32)) or not legal(float(array)):
+    number = array.ndim == 0 and array.dtype.kind in "iuf" and abs(float(array)) <= np.finfo(np.float32).max
+    if not number or not legal(float(array)):
         raise ValueError(f"{argument}={value!r}, wanted {wanted}")
     return float(array)

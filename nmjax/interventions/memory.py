@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import Effect, static
-from nmjax.interventions.where import hashable, layer_mask
+from nmjax.interventions.effect import Effect, check_number, static
+from nmjax.interventions.where import checked_layers, layer_mask
 
 DECAY_MODES = ("score", "logit")
 
@@ -40,6 +40,5 @@ def decay_kv(rate: float, mode: str = "score", layers: Any = "all") -> DecayKV:
     """
     if mode not in DECAY_MODES:
         raise ValueError(f"decay_kv: mode={mode!r}, wanted one of {DECAY_MODES}")
-    if not np.isfinite(rate) or rate < 0:
-        raise ValueError(f"decay_kv: rate={rate!r}, wanted a finite number >= 0")
-    return DecayKV(rate=np.float32(rate), mode=mode, layers=hashable(layers))
+    rate = check_number("decay_kv: rate", rate, "a finite number >= 0", lambda value: value >= 0)
+    return DecayKV(rate=np.float32(rate), mode=mode, layers=checked_layers(layers))

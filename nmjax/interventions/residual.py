@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import Effect, shared, static
-from nmjax.interventions.where import hashable, layer_mask
+from nmjax.interventions.effect import Effect, check_number, shared, static
+from nmjax.interventions.where import checked_layers, layer_mask
 
 COEFS = ("absolute", "relative")
 
@@ -37,7 +37,10 @@ class Steer(Effect):
             if _traced(self.vectors)
             else (np.broadcast_to(np.asarray(self.vectors, np.float32), (1, L, D)))
         )
-        mask = layer_mask(self.layers, L).astype(np.float32)
+        mask = layer_mask(self.layers, L)
+        if not _traced(vectors) and not vectors[0, mask].any(-1).all():
+            raise ValueError(f"steer: vector is 0 in a layer of layers={self.layers!r}, wanted a direction in each")
+        mask = mask.astype(np.float32)
         return self.replace(coefficients=(self.coefficients * mask)[:, None], vectors=vectors, layers=None)
 
     def resid_post(self, x, ctx):
@@ -53,8 +56,9 @@ class Steer(Effect):
         place, bank, columns = {}, [], []
         for row in rows:
             columns.append([])
-            for vector in row.vectors:
-                name = id(vector) if _traced(vector) else hashlib.sha256(np.ascontiguousarray(vector)).digest()
+            for i, vector in enumerate(row.vectors):
+                traced = _traced(row.vectors)
+                name = (id(row.vectors), i) if traced else hashlib.sha256(np.ascontiguousarray(vector)).digest()
                 if name not in place:
                     place[name] = len(bank)
                     bank.append(vector)
@@ -84,14 +88,10 @@ def steer(vector: Any, scale: float = 1.0, layers: Any = "all", coef: str = "abs
     """
     if coef not in COEFS:
         raise ValueError(f"steer: coef={coef!r}, wanted one of {COEFS}")
-    _check_vector("steer: vector", vector)
-    if not _traced(scale) and not np.isfinite(scale):
-        raise ValueError(f"steer: scale={scale!r}, wanted a finite number")
-    if coef == "relative":
-        vector = vector / np.linalg.norm(vector, axis=-1, keepdims=True)
-    if not _traced(vector):
-        vector = np.asarray(vector, np.float32)
-    return Steer(coefficients=scale, vectors=vector, coef=coef, layers=hashable(layers))
+    vector = _checked_vector("steer: vector", vector)
+    coefficient = scale if _traced(scale) else np.float32(check_number("steer: scale", scale, "a finite number"))
+    vector = _unit(vector) if coef == "relative" else vector
+    return Steer(coefficients=coefficient, vectors=vector, coef=coef, layers=checked_layers(layers))
 
 
 class Ablate(Effect):
@@ -114,21 +114,26 @@ class Ablate(Effect):
 
 def ablate(direction: Any, layers: Any = "all") -> Ablate:
     """Projects a direction [D] (any norm but 0) out of the residual stream after the given blocks."""
-    _check_vector("ablate: direction", direction)
-    return Ablate(direction=np.asarray(direction / np.linalg.norm(direction), np.float32), layers=hashable(layers))
+    return Ablate(direction=_unit(_checked_vector("ablate: direction", direction)), layers=checked_layers(layers))
 
 
-def _check_vector(argument: str, vector: Any) -> None:
+def _checked_vector(argument: str, vector: Any) -> Any:
+    """float32 [D] or [L, D], not 0; a traced one can't be checked."""
     if _traced(vector):
-        return
+        return vector
     values = np.asarray(vector)
-    if (
-        values.ndim not in (1, 2)
-        or not np.issubdtype(values.dtype, np.floating)
-        and not np.issubdtype(values.dtype, np.integer)
-    ):
+    if values.ndim not in (1, 2) or values.dtype.kind not in "iuf":
         raise ValueError(f"{argument} has shape {values.shape} and dtype {values.dtype}, wanted numbers [D] or [L, D]")
+    values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{argument} holds NaN or infinity")
-    if not np.linalg.norm(values, axis=-1).all():
+    if not values.any():
         raise ValueError(f"{argument} has norm 0, so it has no direction")
+    return values
+
+
+def _unit(vector: Any) -> Any:
+    """Every row at norm 1; rows of zeros (layers that a file of vectors leaves out) stay."""
+    module = jnp if _traced(vector) else np
+    norm = module.linalg.norm(vector, axis=-1, keepdims=True)
+    return vector / module.where(norm > 0, norm, 1)

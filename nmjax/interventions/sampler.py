@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import Effect
+from nmjax.interventions.effect import Effect, check_number
 from nmjax.sampling import keep_top_k, keep_top_p
 
 COLDEST = 0.05  # a temperature never falls below this, nor a nucleus below NARROWEST, however high the dose
@@ -30,8 +30,7 @@ class Temperature(Effect):
 
 def temperature(value: float) -> Temperature:
     """Sampling temperature: at dose d, `max(0.05, 1 + d (value - 1))`. Multiplies the caller's own temperature."""
-    if not np.isfinite(value) or value <= 0:
-        raise ValueError(f"temperature: value={value!r}, wanted a positive number")
+    value = check_number("temperature: value", value, "a positive number", lambda number: number > 0)
     return Temperature(change=np.float32(value - 1.0), floor=np.float32(min(COLDEST, value)))
 
 
@@ -54,8 +53,7 @@ class TopP(Effect):
 
 def top_p(value: float) -> TopP:
     """Nucleus sampling (Holtzman et al. 2020); at dose d, `p = max(0.1, 1 - d (1 - value))`. p = 1 changes nothing."""
-    if not np.isfinite(value) or not 0 < value <= 1:
-        raise ValueError(f"top_p: value={value!r}, wanted a number in (0, 1]")
+    value = check_number("top_p: value", value, "a number in (0, 1]", lambda number: 0 < number <= 1)
     return TopP(cut=np.float32(1.0 - value), floor=np.float32(min(NARROWEST, value)))
 
 
@@ -74,9 +72,8 @@ class TopK(Effect):
 
 def top_k(value: int) -> TopK:
     """Keeps the `value` likeliest tokens (and ties with the last of them); 0 keeps all."""
-    if isinstance(value, bool) or int(value) != value or value < 0:
-        raise ValueError(f"top_k: value={value!r}, wanted an integer >= 0")
-    return TopK(k=np.float32(value or np.inf))
+    k = check_number("top_k: value", value, "an integer >= 0", lambda number: number >= 0 and number.is_integer())
+    return TopK(k=np.float32(k or np.inf))
 
 
 class FrequencyPenalty(Effect):
@@ -92,6 +89,5 @@ class FrequencyPenalty(Effect):
 
 def frequency_penalty(value: float) -> FrequencyPenalty:
     """Makes each repetition of a generated token less likely by `value` nats; negative values encourage repetition."""
-    if not np.isfinite(value):
-        raise ValueError(f"frequency_penalty: value={value!r}, wanted a finite number")
+    value = check_number("frequency_penalty: value", value, "a finite number")
     return FrequencyPenalty(penalty=np.float32(value))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 THIRDS = ("shallow", "mid", "deep")
+LAYER_NAMES = ("all", "last", *THIRDS)
 
 
 def layer_mask(layers: Any, count: int) -> np.ndarray:
@@ -25,18 +26,16 @@ def layer_mask(layers: Any, count: int) -> np.ndarray:
       ValueError: an unknown name, an index out of range, or a selection that holds no layer.
     """
     mask = np.zeros(count, bool)
-    if isinstance(layers, str):
-        if layers in THIRDS:
-            third = THIRDS.index(layers)
-            mask[third * count // 3 : (third + 1) * count // 3] = True
-        elif layers == "all":
-            mask[:] = True
-        elif layers == "last":
-            mask[-1:] = True
-        else:
-            raise ValueError(f"layers={layers!r}, wanted all, last, shallow, mid, deep, indices or fractions of depth")
+    layers = checked_layers(layers)
+    if layers in THIRDS:
+        third = THIRDS.index(layers)
+        mask[third * count // 3 : (third + 1) * count // 3] = True
+    elif layers == "all":
+        mask[:] = True
+    elif layers == "last":
+        mask[-1:] = True
     else:
-        for layer in _as_sequence(layers):
+        for layer in layers:
             mask[_index("layers", layer, count)] = True
     if not mask.any():
         raise ValueError(f"layers={layers!r} selects none of the {count} layers")
@@ -48,18 +47,35 @@ def head_mask(heads: Any, count: int) -> np.ndarray:
     if heads is None:
         return np.ones(count, bool)
     mask = np.zeros(count, bool)
-    for head in _as_sequence(heads):
-        if isinstance(head, float | np.floating):
-            raise ValueError(f"heads={heads!r}, wanted indices")
+    for head in checked_heads(heads):
         mask[_index("heads", head, count)] = True
-    if not mask.any():
-        raise ValueError(f"heads={heads!r} selects none of the {count} heads")
     return mask
 
 
-def hashable(selection: Any) -> Any:
-    """A copy of a selection that can be a static field."""
-    return tuple(selection) if isinstance(selection, list | range | set | np.ndarray) else selection
+def checked_layers(layers: Any) -> Any:
+    """A hashable copy of a selection of layers. Raises ValueError for what no number of layers would make legal."""
+    if isinstance(layers, str):
+        if layers not in LAYER_NAMES:
+            raise ValueError(f"layers={layers!r}, wanted {', '.join(LAYER_NAMES)}, indices or fractions of depth")
+        return layers
+    return _checked_items("layers", layers, fractions=True)
+
+
+def checked_heads(heads: Any) -> Any:
+    """A hashable copy of a selection of heads, None = all. Raises ValueError as `checked_layers` does."""
+    return None if heads is None else _checked_items("heads", heads, fractions=False)
+
+
+def _checked_items(name: str, selection: Any, fractions: bool) -> Any:
+    items = tuple(_as_sequence(selection))
+    for item in items:
+        fraction = fractions and isinstance(item, float | np.floating) and 0 <= item <= 1
+        if not _whole(item) and not fraction:
+            wanted = "indices or fractions of depth, 0 to 1" if fractions else "indices"
+            raise ValueError(f"{name}={selection!r}, wanted {wanted}")
+    if not items:
+        raise ValueError(f"{name}={selection!r} selects nothing, wanted at least one index")
+    return items
 
 
 def _as_sequence(value: Any) -> Sequence:
@@ -68,10 +84,8 @@ def _as_sequence(value: Any) -> Sequence:
 
 def _index(name: str, value: Any, count: int) -> int:
     if isinstance(value, float | np.floating):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: fraction of depth {value!r}, wanted 0 to 1")
         return min(int(value * count), count - 1)
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -count <= value < count:
+    if not -count <= value < count:
         raise ValueError(f"{name}: {value!r}, wanted an index from {-count} to {count - 1}")
     return int(value) % count
 
@@ -183,9 +197,7 @@ def where(
     for name, value in region.items():
         if value not in ("all", "none"):
             raise ValueError(f"where: {name}={value!r}, wanted 'all' or 'none'")
-    if set(region.values()) == {"none"} and default == "all":
-        raise ValueError("where: the selection is empty: prompt and generation are 'none' and nothing else is included")
-    return Where(
+    chosen = Where(
         _selection("prompt", region["prompt"] == "all", prompt_positions, prompt_window, prompt_tokens),
         _selection(
             "generation", region["generation"] == "all", generation_positions, generation_window, generation_tokens
@@ -199,25 +211,52 @@ def where(
             exclude_generation_tokens,
         ),
     )
+    if _empty(chosen.prompt, chosen.no_prompt) and _empty(chosen.generation, chosen.no_generation):
+        raise ValueError("where: the selection is empty: nothing of prompt or generation is included and not excluded")
+    return chosen
+
+
+def _empty(included: Selection, excluded: Selection) -> bool:
+    """Whether nothing can be left whatever the text."""
+    if any(start == 0 and stop == _END for start, stop in excluded.windows):
+        return True
+    if included.everything or len(included.windows):
+        return False
+    pairs = ((included.tokens, excluded.tokens), (included.positions, excluded.positions))
+    return all(set(inside.tolist()) <= set(outside.tolist()) for inside, outside in pairs)
 
 
 def _selection(name: str, everything: bool = False, positions=None, window=None, tokens=None) -> Selection:
-    for kind, value in (("positions", positions), ("tokens", tokens)):
-        if value is not None and len(_as_sequence(value)) == 0:
-            raise ValueError(f"where: {name}_{kind} is empty")
-    positions = np.asarray(_as_sequence(positions) if positions is not None else [], np.int32)
+    positions, tokens = _integers(f"{name}_positions", positions), _integers(f"{name}_tokens", tokens)
     windows = np.zeros((0, 2), np.int32)
     if window is not None:
-        if len(window) != 2:
-            raise ValueError(f"where: {name}_window={window!r}, wanted (start, stop)")
+        if not isinstance(window, list | tuple) or len(window) != 2 or not all(w is None or _whole(w) for w in window):
+            raise ValueError(f"where: {name}_window={window!r}, wanted (start, stop), integers or None")
         start, stop = 0 if window[0] is None else window[0], _END if window[1] is None else window[1]
         if stop <= start and (start < 0) == (stop < 0):
             raise ValueError(f"where: {name}_window={window!r} is empty")
         windows = np.asarray([(start, stop)], np.int32)
     if name.endswith("generation") and ((positions < 0).any() or (windows < 0).any()):
         raise ValueError(f"where: {name} positions count from 0, their end is not known beforehand")
-    tokens = np.asarray(_as_sequence(tokens) if tokens is not None else [], np.int32)
+    if (tokens < 0).any():
+        raise ValueError(f"where: {name}_tokens holds {tokens.min()}, wanted token ids")
     return Selection(np.asarray(everything), positions, windows, tokens)
+
+
+def _integers(argument: str, value: Any) -> np.ndarray:
+    """int32 [P] from None, an integer or several. Raises ValueError for an empty selection or other kinds."""
+    if value is None:
+        return np.zeros(0, np.int32)
+    items = _as_sequence(value)
+    if not items:
+        raise ValueError(f"where: {argument} is empty")
+    if not all(map(_whole, items)):
+        raise ValueError(f"where: {argument}={value!r}, wanted an integer or a list of them")
+    return np.asarray(items, np.int32)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and -_END < int(value) < _END
 
 
 def stack_where(rows: Sequence[Where | None]) -> Where | None:

@@ -48,8 +48,8 @@ class TrainConfig:
         steps: optimizer steps in all.
         peak_lr, end_lr: learning rate after `warmup` steps of linear growth, and at the end.
         warmup: steps.
-        decay: over how many steps at the end the rate falls from one to the other, linearly; before that it is constant,
-            so that runs of different lengths share their first part. 0 is a cosine over all steps instead.
+        decay: over how many steps at the end the rate falls from one to the other, linearly; before that it is
+            constant, so that runs of different lengths share their first part. 0 is a cosine over all steps.
         weight_decay: of AdamW, on every parameter with two or more axes.
         clip: largest global norm of the gradient.
         accumulate: micro-batches a step; every leaf of a batch is split along its first axis.
@@ -84,22 +84,25 @@ class TrainConfig:
             raise ValueError(f"steps must be a multiple of scan={self.scan}, got {self.steps}")
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine (or a plateau and a linear decay), behind a clip of the gradient's norm."""
+def make_schedule(config: TrainConfig) -> optax.Schedule:
+    """The learning rate by step: a warm-up, then a cosine, or a plateau and a linear decay."""
     warmup = min(config.warmup, config.steps - 1)
-    if config.decay:
-        parts = [(0.0, config.peak_lr, warmup), (config.peak_lr, config.end_lr, config.decay)]
-        rise, fall = (optax.linear_schedule(*part) for part in parts)
-        schedule = optax.join_schedules([rise, fall], [config.steps - config.decay])
-    else:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, warmup, config.steps, config.end_lr)
+    if not config.decay:
+        return optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, warmup, config.steps, config.end_lr)
+    rise = optax.linear_schedule(0.0, config.peak_lr, warmup)
+    fall = optax.linear_schedule(config.peak_lr, config.end_lr, config.decay)
+    return optax.join_schedules([rise, fall], [config.steps - config.decay])
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW under `make_schedule`, behind a clip of the global gradient norm."""
 
     def matrices(params):
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=matrices),
+        optax.adamw(make_schedule(config), b2=config.b2, weight_decay=config.weight_decay, mask=matrices),
     )
 
 
@@ -158,6 +161,7 @@ def train(
     data: StepSource,
     config: TrainConfig,
     *,
+    optimizer: optax.GradientTransformation | None = None,
     checkpoints: Checkpoints | None = None,
     progress: bool = True,
     on_record: Callable[[Metrics, Params], Metrics | None] | None = None,
@@ -168,6 +172,7 @@ def train(
         loss_fn: (params, batch, key) -> (loss [], dict of metrics []).
         params: initial parameters; ignored (except for their shapes) when there is a checkpoint.
         data: `data[step]` is the batch of that step, a pytree of arrays.
+        optimizer: None is `make_optimizer(config)`.
         checkpoints: where to save and to go on from; None keeps nothing.
         progress: shows a bar with the time left.
         on_record: called with every record of the history and the parameters of that moment; what it returns is added
@@ -179,7 +184,7 @@ def train(
     Raises:
         FloatingPointError: if the loss stops being finite, at the next record.
     """
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config) if optimizer is None else optimizer
     state = init_state(params, optimizer)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:

@@ -128,7 +128,14 @@ def test_save_lists_parameters_that_are_not_the_models(golden, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_folder(tmp_path, monkeypatch):
+def test_checkpoints_of_the_project_are_found_by_name(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "home" / "checkpoints" / "mine")
+    monkeypatch.setenv("NMJAX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert models.load("checkpoints/mine").config == models.load("mine").config == models.load(folder).config
+
+
+def test_missing_folder(tmp_path):
     fails(tmp_path / "nowhere", str(tmp_path / "nowhere"))
     fails("surely-no-such-model", "surely-no-such-model", "owner/name")
     fails("checkpoints/surely-no-such-model", "surely-no-such-model")
@@ -249,5 +256,5 @@ def test_memory_of_a_load_is_the_model_and_little_else():
     command = [sys.executable, "-m", "experiments.benchmark_load", "--gigabytes=0.3", "--output=/dev/stdout"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout[done.stdout.index("{") :])
-    assert result["largest_leaf_share"] < 0.051
+    assert 0.04 < result["largest_leaf_share"] <= 0.05
     assert result["growth_over_checkpoint_bytes"] < 1.15

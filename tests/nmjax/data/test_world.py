@@ -29,7 +29,7 @@ def tokenizer(world):
 
 
 def make_windows(world, tokenizer, **changes):
-    settings = {"steps": 1000, "batch": 16, "length": 128, "seed": 3} | changes
+    settings = {"steps": 5000, "tokens": 2048, "lengths": (128, 128), "seed": 3} | changes
     return Windows(
         world=world, tokenizer=tokenizer.backend_tokenizer, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id,
         first_word=len(SPECIALS), vocab=len(tokenizer), **settings,
@@ -132,23 +132,31 @@ def test_windows_are_indexed_by_step(world, tokenizer):
     assert (first["tokens"][:, 0] == tokenizer.bos_token_id).all()
 
 
+def test_windows_change_with_the_step(world, tokenizer):
+    windows = make_windows(world, tokenizer, lengths=(48, 128), switch=20, basics=10, repeated=(0.5, 0.0))
+    assert windows[19]["tokens"].shape == (42, 49) and windows[20]["tokens"].shape == (16, 129)
+    text = [tokenizer.decode(windows[step]["tokens"].ravel()) for step in (9, 10)]
+    drills = [part.count("Letters:") for part in text]
+    assert drills[0] > 5 > drills[1]
+
+
 def test_repeated_windows_tile_a_block_whose_first_copy_has_no_weight(world, tokenizer):
     longest = {}
-    for step in (0, 999):
+    for step in (0, 4999):
         sizes = []
         for seed in range(20):
-            batch = make_windows(world, tokenizer, seed=seed, repeated=0.25)[step]
+            batch = make_windows(world, tokenizer, seed=seed, repeated=(0.25, 0.25))[step]
             for tokens, weights in zip(batch["tokens"][:4, 1:], batch["weights"][:4], strict=True):
                 size = int(np.flatnonzero(weights)[0])
                 np.testing.assert_array_equal(tokens[size:], tokens[:-size])
                 assert (weights[size:] == 1).all()
                 sizes.append(size)
         longest[step] = max(sizes)
-    assert longest[0] <= 8 < 32 < longest[999] <= 60
+    assert longest[0] <= 8 < 32 < longest[4999] <= 60
 
 
 def test_the_weight_marks_the_letter(world, tokenizer):
-    batch = make_windows(world, tokenizer, repeated=0.0)[0]
+    batch = make_windows(world, tokenizer, repeated=(0, 0))[4000]
     letters = {tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in LETTERS}
     colon = tokenizer.encode(":", add_special_tokens=False)[0]
     seen = 0
@@ -161,6 +169,7 @@ def test_the_weight_marks_the_letter(world, tokenizer):
                 assert weight == 0
     assert seen > 20
     assert sum(MIXTURE.values()) == pytest.approx(1.0)
+    assert sum(BASICS.values()) == pytest.approx(1.0)
 
 
 def test_tokenizer_encodes_any_text(tokenizer):
@@ -188,8 +197,8 @@ def test_words_are_single_tokens(world, tokenizer):
 
 
 def test_held_out_questions_have_no_token_that_training_lacks(world, tokenizer):
-    windows = make_windows(world, tokenizer, repeated=0.0, batch=64)
-    seen = np.unique([windows[step]["tokens"] for step in range(40)])
+    windows = make_windows(world, tokenizer, repeated=(0, 0), tokens=8192)
+    seen = np.unique([windows[step]["tokens"] for step in range(4000, 4040)])
     asked = {token for question in held_out_questions(500) for token in tokenizer.encode(format_mmlu(question))}
     missing = asked - set(seen.tolist())
     rare = {tokenizer.decode([token]) for token in missing}
