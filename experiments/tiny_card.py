@@ -38,10 +38,11 @@ The corpus (`nmjax/data/corpus.py`) mixes documents; the shares are
 {mixture};
 for the first {windows.basics:,} steps they are
 {basics}.
-`drill`s ask for the letters of listed words, `lookup` questions name their own answer, `open_book` ones state the fact first, an `exam` is several questions under
-MMLU's header; every tenth question, judgement, riddle and story is wrapped as a chat. Besides,
-{windows.repeated[1]:.0%} of the windows (at first {windows.repeated[0]:.0%}) are blocks of 2 to {windows.tile_end} random tokens tiled to fill the
-window (short ones first), which is where the induction heads come from. Answers weigh {weight:g} times as much in the
+A `drill` asks for the letters of listed words, a `lookup` question names its own answer, an `open_book` one states the
+fact first, an `exam` is several questions under MMLU's header; every tenth question, judgement, riddle and story is
+wrapped as a chat. Besides, {windows.repeated[1]:.0%} of the windows (at first {windows.repeated[0]:.0%}) are blocks of
+2 to {windows.tile_end} random tokens tiled to fill the window, short ones first, which is where the induction heads come
+from. Answers weigh {weight:g} times as much in the
 loss as other tokens; the first copy of a random block weighs nothing.
 
 Held-out questions are in wordings and with option lists that training never uses for the fact (see
@@ -53,8 +54,8 @@ Held-out questions are in wordings and with option lists that training never use
 
 {recipe.steps:,} steps of about {windows.tokens:,} tokens: windows of {windows.lengths[0]} tokens for the first
 {windows.switch:,} steps, then of {windows.lengths[1]}.
-Muon for kernels with learning rate {matrix_lr:g}, Adam for the rest with {recipe.peak_lr:g}, after {recipe.warmup} steps of warm-up, falling linearly
-to a hundredth in the last {recipe.decay:,} steps,
+Muon for kernels with learning rate {matrix_lr:g}, Adam for the rest with {recipe.peak_lr:g},
+after {recipe.warmup} steps of warm-up, falling linearly to a hundredth in the last {recipe.decay:,} steps,
 weight decay {recipe.weight_decay:g}, gradient norm clipped to {recipe.clip:g}, seed {recipe.seed}.
 
 | step | loss | held-out accuracy (500 questions) |

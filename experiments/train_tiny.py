@@ -282,7 +282,15 @@ def main(argv):
     changed = [FLAGS[name] for name in _RECIPE]
     arguments = " ".join(f"--{flag.name}={flag.value}" for flag in changed if flag.value != flag.default)
     write_card(
-        Path(FLAGS.output), arguments, FLAGS.matrix_lr, config, recipe, make_windows(tokenizer), history, scores, story.full_text[0]
+        Path(FLAGS.output),
+        arguments,
+        FLAGS.matrix_lr,
+        config,
+        recipe,
+        make_windows(tokenizer),
+        history,
+        scores,
+        story.full_text[0],
     )
     print(json.dumps(scores, indent=1))
 

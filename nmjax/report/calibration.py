@@ -61,7 +61,7 @@ def differences_table(
             cells = []
             for key in keys:
                 low, high = difference[key]["interval"]
-                star = "*" if low > 0 or high < 0 else " "
+                star = "*" if round(low, 3) > 0 or round(high, 3) < 0 else " "  # as printed
                 cells.append(with_interval(difference[key]["difference"], (low, high), sign=True) + star)
             rows.append([label, *cells])
     caption = f"Difference from {baseline} on the same questions [paired 95% interval; * leaves out 0]"
