@@ -25,11 +25,16 @@ from models.rope import Rope
 from nmjax import flags as nm_flags
 from nmjax.lm import LanguageModel
 
-_GIGABYTES = flags.DEFINE_float("gigabytes", 1.0, "Size of the checkpoint, in 1e9 bytes.", lower_bound=0.01)
-_STORED = flags.DEFINE_enum("stored_dtype", "float32", list(DTYPES), "What the checkpoint is written in.")
-_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "What it is loaded as; by default as it is stored.")
-_SHARDS = flags.DEFINE_integer("shards", 4, "Files to split it into.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the result as well.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_float("gigabytes", 1.0, "Size of the checkpoint, in 1e9 bytes.", lower_bound=0.01)
+    flags.DEFINE_enum("stored_dtype", "float32", list(DTYPES), "What the checkpoint is written in.")
+    flags.DEFINE_enum("dtype", None, list(DTYPES), "What it is loaded as; by default as it is stored.")
+    flags.DEFINE_integer("shards", 4, "Files to split it into.", lower_bound=1)
+    flags.DEFINE_string("output", None, "A JSON file for the result as well.")
+
 
 # What the fresh process runs: everything is imported and the device is up before the first reading.
 _CHILD = """
@@ -47,11 +52,11 @@ sys.stdin.readline()
 def main(_) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-load-") as temporary:
         folder = Path(temporary)
-        config = _config(_GIGABYTES.value * 1e9 / np.dtype(DTYPES[_STORED.value]).itemsize)
-        largest, written = write_random_checkpoint(config, folder, _STORED.value, _SHARDS.value)
-        before, peak, seconds = measure(folder, _DTYPE.value)
-    wanted = written * np.dtype(DTYPES[_DTYPE.value or _STORED.value]).itemsize
-    wanted //= np.dtype(DTYPES[_STORED.value]).itemsize
+        config = _config(FLAGS.gigabytes * 1e9 / np.dtype(DTYPES[FLAGS.stored_dtype]).itemsize)
+        largest, written = write_random_checkpoint(config, folder, FLAGS.stored_dtype, FLAGS.shards)
+        before, peak, seconds = measure(folder, FLAGS.dtype)
+    wanted = written * np.dtype(DTYPES[FLAGS.dtype or FLAGS.stored_dtype]).itemsize
+    wanted //= np.dtype(DTYPES[FLAGS.stored_dtype]).itemsize
     result = {
         "checkpoint_bytes": written,
         "parameter_bytes": wanted,
@@ -64,8 +69,8 @@ def main(_) -> None:
     }
     for name, value in result.items():
         print(f"{name:30} {value:,.3f}" if isinstance(value, float) else f"{name:30} {value:,}")
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if FLAGS.output:
+        Path(FLAGS.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _config(parameters: float) -> models.LlamaConfig:
@@ -135,4 +140,5 @@ def _rss_anon(pid: int) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     nm_flags.run(main)

@@ -20,14 +20,18 @@ from models.checkpoint import DTYPES
 from models.files import CheckpointError, find
 from nmjax import flags as nm_flags
 
-_MODEL = flags.DEFINE_string("model", None, "Checkpoint folder, or owner/name on the hub.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write, such as checkpoints/smollm2.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "What to convert the weights to; by default they stay as is.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Checkpoint folder, or owner/name on the hub.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write, such as checkpoints/smollm2.", required=True)
+    flags.DEFINE_enum("dtype", None, list(DTYPES), "What to convert the weights to; by default they stay as is.")
 
 
 def main(_) -> None:
     try:
-        convert(_MODEL.value, Path(_OUTPUT.value), _DTYPE.value)
+        convert(FLAGS.model, Path(FLAGS.output), FLAGS.dtype)
     except CheckpointError as error:
         sys.exit(f"FATAL {error}")
 
@@ -46,4 +50,5 @@ def convert(model: str, output: Path, dtype: str | None) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     nm_flags.run(main)

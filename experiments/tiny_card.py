@@ -41,9 +41,9 @@ for the first {windows.basics:,} steps they are
 A `drill` asks for the letters of listed words, a `lookup` question names its own answer, an `open_book` one states the
 fact first, an `exam` is several questions under MMLU's header; every tenth question, judgement, riddle and story is
 wrapped as a chat. Besides, {windows.repeated[1]:.0%} of the windows (at first {windows.repeated[0]:.0%}) are blocks of
-2 to {windows.tile_end} random tokens tiled to fill the window, short ones first, which is where the induction heads come
-from. Answers weigh {weight:g} times as much in the
-loss as other tokens; the first copy of a random block weighs nothing.
+2 to {windows.tile_end} random tokens tiled to fill the window, short ones first, which is where the induction heads
+come from. Answers weigh {weight:g} times as much in the loss as other tokens; the first copy of a random
+block weighs nothing.
 
 Held-out questions are in wordings and with option lists that training never uses for the fact (see
 `nmjax/data/world.py`). One of them:

@@ -3,25 +3,17 @@
 import time
 
 import pytest
-from absl import flags
 
 from experiments import benchmark
 
 
-@pytest.fixture
-def read_flags():
-    flags.FLAGS(["benchmark", "--repeats=3", "--new_tokens=10"])
-    yield
-    flags.FLAGS.unparse_flags()
-
-
-def test_ratio_is_of_tokens_per_second(read_flags):
+def test_ratio_is_of_tokens_per_second():
     slow_once = iter([0.2] + [0.0] * 9)
     cases = [
         benchmark.Case("a", 4, lambda: time.sleep(0.02 + next(slow_once))),
         benchmark.Case("b", 4, lambda: time.sleep(0.04), against=("a", "not measured")),
     ]
-    a, b = benchmark.measure(cases, "test")
+    a, b = benchmark.measure(cases, "test", repeats=3, new_tokens=10)
     assert len(a["seconds"]) == 3
     assert a["ratios"] == {} and list(b["ratios"]) == ["a"] and 0.3 < b["ratios"]["a"] < 0.7
     assert a["tokens_per_second"] == pytest.approx(40 / sorted(a["seconds"])[1])

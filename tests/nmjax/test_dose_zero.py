@@ -1,0 +1,198 @@
+"""Dose 0 is no intervention: the four properties, for every effect class there is.
+
+Classes are found by themselves, so that a new effect without a specimen here fails the suite.
+"""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nmjax
+import nmjax.interventions
+from nmjax.interventions.compose import batch
+from nmjax.interventions.effect import Context
+from nmjax.interventions.sites import SITES
+
+V, D, L, N, H = 97, 32, 3, 4, 8
+rng = np.random.default_rng(0)
+VECTOR, OTHER, BY_LAYER = (rng.standard_normal(shape).astype(np.float32) for shape in ((D,), (D,), (L, D)))
+
+# At least one of every class, and one for every value of a static field that chooses between formulas.
+SPECIMENS = {
+    "scale_qk up": nmjax.scale_qk(2.5),
+    "scale_qk down": nmjax.scale_qk(0.3, layers=[0, 2], heads=[1]),
+    "decay score": nmjax.decay_kv(0.2),
+    "decay logit": nmjax.decay_kv(0.2, mode="logit"),
+    "steer": nmjax.steer(VECTOR, 2.0, layers=[1]),
+    "steer relative": nmjax.steer(BY_LAYER, -0.5, coef="relative"),
+    "ablate": nmjax.ablate(OTHER),
+    "mask heads": nmjax.mask_heads([0, 3], layers=[0, 1]),
+    "temperature up": nmjax.temperature(1.8),
+    "temperature down": nmjax.temperature(0.4),
+    "top_p": nmjax.top_p(0.4),
+    "top_k": nmjax.top_k(3),
+    "frequency penalty": nmjax.frequency_penalty(1.5),
+    "steer somewhere": nmjax.steer(OTHER, 3.0).on(prompt_window=(1, -1), generation="all"),
+}
+# Truncation is a step function of its dose: its derivative is 0 wherever it exists, so property (iv) can't hold.
+SMOOTH = {name: effect for name, effect in SPECIMENS.items() if not effect.truncates}
+# No counts without generated tokens: in a single pass the penalty subtracts 0 at any dose.
+MOVES_FORWARD = {name: effect for name, effect in SMOOTH.items() if not effect.reads_counts}
+
+
+def subclasses(cls):
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def test_every_effect_class_has_a_specimen():
+    for module in pkgutil.walk_packages(nmjax.__path__, "nmjax."):
+        if module.name.startswith("nmjax.interventions"):
+            importlib.import_module(module.name)
+    ours = {cls for cls in subclasses(nmjax.Effect) if cls.__module__.split(".")[0] == "nmjax"}
+    covered = {type(effect) for effect in SPECIMENS.values()}
+    assert ours == covered, f"add a specimen of {sorted(c.__name__ for c in ours ^ covered)}"
+
+
+def context():
+    """Two rows in a cache with empty slots, one of them padded, some tokens generated."""
+    return Context(
+        q_pos=jnp.asarray([[3, 4, 5], [-1, 0, 1]]),
+        k_pos=jnp.asarray([[0, 1, 2, 3, 4, 5, -1], [-1, -1, -1, -1, 0, 1, -1]]),
+        tokens=jnp.asarray([[5, 6, 7], [0, 8, 9]]),
+        prompt_len=jnp.asarray([5, 2]),
+        layer=jnp.int32(1),
+        counts=jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, V))),
+        keys=jax.random.split(jax.random.key(0), 2),
+    )
+
+
+def inputs(site):
+    """Random values [B, ...] of both signs with zeros of both signs, and cut tokens at `logits`."""
+    sizes = {"B": 2, "T": 3, "S": 7, "D": D, "N": N, "H": H, "V": V}
+    x = np.random.default_rng(2).standard_normal([sizes[axis] for axis in SITES[site][0].split()]).astype(np.float32)
+    x.flat[::7], x.flat[3::7] = 0.0, -0.0
+    if site == "logits":
+        x[:, 5::11] = -np.inf
+    return jnp.asarray(x * 3)
+
+
+@pytest.mark.parametrize("name", SPECIMENS)
+def test_i_methods_return_their_input(name, tiny_lm):
+    touched = [site for site in SITES if SPECIMENS[name].touches(site)]
+    assert touched
+    for site in touched:
+        x, (active,) = inputs(site), batch([SPECIMENS[name]] * 2, tiny_lm)
+        assert not np.array_equal(active.act(site, x, context()), x), "the effect does nothing at dose 1"
+        (bound,) = batch([SPECIMENS[name].at(0), SPECIMENS[name].at(0.7)], tiny_lm)
+        seen = bound.act(site, x, context())
+        np.testing.assert_array_equal(seen[0], x[0])
+        if name != "top_k":  # 3 / 0.7 = 4 tokens
+            assert not np.array_equal(seen[1], x[1]) or name in ("frequency penalty",)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [np.random.default_rng(i).integers(3, V, 6 + i % 9).tolist() for i in range(len(SPECIMENS) + 1)]
+
+
+def run(lm, prompts, packs):
+    """Everything a pass returns, and a sampled continuation."""
+    result = nmjax.forward(lm, prompts, packs)
+    out = nmjax.generate(lm, prompts, packs, max_new_tokens=6, temperature=0.9, seed=1, eos_token_id=[])
+    logits = [np.asarray(x[mask]) for x, mask in zip(result.logits, np.asarray(result.mask), strict=True)]
+    return logits, np.asarray(result.next_logits), out
+
+
+def assert_rows_equal_in_bits(a, b, rows):
+    for i in range(rows):
+        np.testing.assert_array_equal(a[0][i], b[0][i])
+        np.testing.assert_array_equal(a[1][i], b[1][i])
+        assert a[2].tokens[i] == b[2].tokens[i]
+        np.testing.assert_array_equal(a[2].logprobs[i], b[2].logprobs[i])
+        np.testing.assert_array_equal(a[2].sample_logprobs[i], b[2].sample_logprobs[i])
+
+
+@pytest.fixture(scope="module")
+def all_at_zero(tiny_lm, prompts):
+    """Every specimen at dose 0, and a last row with an effect that acts."""
+    zeros = [effect.at(0) for effect in SPECIMENS.values()]
+    return run(tiny_lm, prompts, [*zeros, nmjax.steer(VECTOR, 3.0)])
+
+
+def test_ii_next_to_another_class(tiny_lm, prompts, all_at_zero):
+    """`[p.at(0), q]` against `[None, q]`, for all p at once: the second program holds only the effect of q."""
+    nothing = run(tiny_lm, prompts, [*[None] * len(SPECIMENS), nmjax.steer(VECTOR, 3.0)])
+    assert_rows_equal_in_bits(all_at_zero, nothing, len(SPECIMENS))
+
+
+def test_ii_next_to_the_same_class(tiny_lm, prompts, all_at_zero):
+    """The same program with other neighbours: the specimens act in the rows behind those at dose 0."""
+    several = list(SPECIMENS.values())
+    beside = [None if i % 2 == 0 else effect for i, effect in enumerate(several)]
+    zero_beside = [effect.at(0) if i % 2 == 0 else effect for i, effect in enumerate(several)]
+    q = nmjax.compose(*several)  # all of them act in the last row, so both batches have the same slots
+    a, b = run(tiny_lm, prompts, [*beside, q]), run(tiny_lm, prompts, [*zero_beside, q])
+    assert_rows_equal_in_bits(a, b, len(prompts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECIMENS)
+def test_ii_pair_by_pair(name, tiny_lm, prompts):
+    p = SPECIMENS[name]
+    another = nmjax.scale_qk(1.7) if not isinstance(p, type(nmjax.scale_qk(2))) else nmjax.steer(OTHER)
+    for q in (p.at(0.5), another):
+        a, b = run(tiny_lm, prompts[:2], [p.at(0), q]), run(tiny_lm, prompts[:2], [None, q])
+        assert_rows_equal_in_bits(a, b, 1)
+
+
+def test_iii_equals_the_program_without_effects(tiny_lm, prompts, all_at_zero):
+    logits, next_logits, out = run(tiny_lm, prompts, None)
+    for i in range(len(SPECIMENS)):
+        atol = 1e-6 * max(1.0, np.abs(logits[i]).max())
+        np.testing.assert_allclose(all_at_zero[0][i], logits[i], rtol=0, atol=atol)
+        np.testing.assert_allclose(all_at_zero[1][i], next_logits[i], rtol=0, atol=atol)
+        assert all_at_zero[2].tokens[i] == out.tokens[i]
+        np.testing.assert_allclose(all_at_zero[2].logprobs[i], out.logprobs[i], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_iv_methods_have_a_derivative(name, tiny_lm):
+    """At dose 0, and the right one: against a one-sided difference of third order, as doses start at 0."""
+    for site in (site for site in SITES if SMOOTH[name].touches(site)):
+        x = inputs(site)
+        finite = np.isfinite(x)
+
+        def act(dose, site=site, x=x):
+            (bound,) = batch([SMOOTH[name].at(dose)] * 2, tiny_lm)
+            return jnp.where(jnp.isfinite(x), bound.act(site, x, context()), 0)
+
+        slope = np.asarray(jax.jvp(act, (jnp.float32(0),), (jnp.float32(1),))[1])
+        h = 1 / 64
+        difference = (18 * act(h) - 9 * act(2 * h) + 2 * act(3 * h) - 11 * act(0)) / (6 * h)
+        assert np.abs(slope[finite]).max() > 1e-3
+        np.testing.assert_allclose(slope, difference, rtol=0, atol=3e-3 * max(1, np.abs(slope).max()))
+
+
+def test_iv_the_model_has_a_derivative(tiny_lm, prompts):
+    """Every row moves with its own dose, through the whole network."""
+    effects = list(MOVES_FORWARD.values())
+
+    def final(doses):
+        packs = [effect.at(dose) for effect, dose in zip(effects, doses, strict=True)]
+        return nmjax.forward(tiny_lm, prompts[: len(effects)], packs).next_logits
+
+    zero = jnp.zeros(len(effects))
+    slope = np.asarray(jax.jvp(final, (zero,), (jnp.ones(len(effects)),))[1])
+    h = 1 / 64
+    difference = np.asarray((18 * final(zero + h) - 9 * final(zero + 2 * h) + 2 * final(zero + 3 * h) - 11 * final(zero)))
+    difference /= 6 * h
+    for i, name in enumerate(MOVES_FORWARD):
+        size = np.abs(slope[i]).max()
+        assert size > 1e-2, f"{name}: no derivative at dose 0"
+        assert np.abs(slope[i] - difference[i]).max() < 0.02 * size + 5e-3, name
