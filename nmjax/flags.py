@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 # `-3`, `-.5` and `-inf` are values; `-h` and `--packs` are flags; `-` and `- text` are values.
 _FLAG = re.compile(r"--?(?!(?:inf|nan)\b)[A-Za-z_]")
@@ -20,6 +20,8 @@ _READ_BY_ABSL_ITSELF = ("flagfile", "undefok")
 
 def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
     """`absl.app.run(main)` with the command line read as `normalize` describes; exits with status 1 on a bad one."""
+    # Results are printed; INFO is where libraries tell of every backend and file they tried.
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse)
 
 

@@ -146,27 +146,33 @@ def test_single_row(tiny_lm, cases, assert_close):
     assert seen == {kind_of(slot) for slot in slots}
 
 
-def test_logits_site_uncached(tiny_lm, cases, assert_close):
+def test_logits_site_uncached(tiny_lm, cases, forced, assert_close):
     """`next_logits` is after every effect, truncation included; the reference's first step has no counts yet."""
-    names = [name for name, spec in cases.specs.items() if any(effect[0] in AT_LOGITS for effect in spec)]
-    rows = [(name, i) for name in names for i in range(2) if f"{name}.{i}.final" in cases.golden]
-    assert {effect[0] for name, _ in rows for effect in cases.specs[name]} >= set(AT_LOGITS)
-    result = nmjax.forward(
-        tiny_lm, [cases.prompts[i] for _, i in rows], packs=[cases.interventions[name] for name, _ in rows]
-    )
+    rows, prompts, tested = cases.rows(), list(forced), set()
+    for row, (name, i) in enumerate(rows):  # the other rows stay as they are elsewhere: one program
+        if f"{name}.{i}.final" in cases.golden:
+            prompts[row] = cases.prompts[i]
+            tested.update(effect[0] for effect in cases.specs[name])
+    assert tested >= set(AT_LOGITS)
+    result = nmjax.forward(tiny_lm, prompts, packs=[cases.interventions[name] for name, _ in rows])
     for row, (name, i) in enumerate(rows):
-        assert_close(result.next_logits[row], cases.golden[f"{name}.{i}.final"][0])
+        if f"{name}.{i}.final" in cases.golden:
+            assert_close(result.next_logits[row], cases.golden[f"{name}.{i}.final"][0])
 
 
-def test_logits_site_cached(tiny_lm, cases, assert_close):
+def test_logits_site_cached(tiny_lm, cases, forced, in_company, assert_close):
     """Drawn at temperature 1, `sample_logprobs` are the log-softmax after the site: against a sort, step by step."""
-    names = [name for name, spec in cases.specs.items() if any(effect[0] in AT_LOGITS for effect in spec)]
-    prompts = [cases.prompts[k % 2] for k in range(len(names))]
-    packs = [cases.interventions[name] for name in names]
-    out = nmjax.generate(tiny_lm, prompts, packs, max_new_tokens=12, temperature=1.0, seed=3, eos_token_id=[])
-    whole = nmjax.forward(tiny_lm, [p + t for p, t in zip(prompts, out.tokens, strict=True)], packs)
+    rows = [row for row, (name, _) in enumerate(cases.rows()) if any(e[0] in AT_LOGITS for e in cases.specs[name])]
+    names = [cases.rows()[row][0] for row in rows]
+    prompts = [cases.prompts[cases.rows()[row][1]] for row in rows]
+    out = in_company(prompts, [cases.interventions[name] for name in names], temperature=1.0, seed=3)
+    filled = list(forced)
+    for k, row in enumerate(rows):
+        filled[row] = prompts[k] + out.tokens[k]
+    result = nmjax.forward(tiny_lm, filled, packs=[cases.interventions[name] for name, _ in cases.rows()])
     repeats = 0
     for row, name in enumerate(names):
+        whole = jax.tree.map(lambda x, row=row: x[rows[row] : rows[row] + 1], (result.logits, result.mask))
         raw = np.asarray(whole.logits[row])[np.asarray(whole.mask[row])]
         for step, token in enumerate(out.tokens[row]):
             before = out.tokens[row][:step]
