@@ -40,8 +40,8 @@ from nmjax.training.loop import TrainConfig, make_schedule, next_token_loss, tra
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "results/tiny", "folder of the trained model, in Hugging Face format")
 flags.DEFINE_string("work", "results/train_tiny", "folder of the training checkpoints")
-flags.DEFINE_integer("steps", 5000, "optimizer steps")
-flags.DEFINE_integer("decay", 1200, "steps at the end in which the learning rate falls")
+flags.DEFINE_integer("steps", 4200, "optimizer steps")
+flags.DEFINE_integer("decay", 800, "steps at the end in which the learning rate falls")
 flags.DEFINE_integer("tokens", 2048, "tokens a step")
 flags.DEFINE_integer("layers", 4, "layers")
 flags.DEFINE_integer("embed", 128, "width of the residual stream")
@@ -88,12 +88,17 @@ def summed_axes(path) -> int:
 def initial_params(module, seed: int) -> dict:
     """Random parameters: embeddings of 0.1, kernels of variance 1 / fan-in, and those that write
     to the residual stream smaller by sqrt(2L), so that at the start the stream holds the tokens and not noise.
+
+    All embeddings share one random vector. Queries and keys have no bias, so without it no head could attend by
+    position alone, as the previous-token heads must that induction is built on: with it copying starts within a few
+    hundred steps, without it not in a thousand. In the tied output it adds the same to every logit.
     """
     params = module.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]
 
     def rescale(path, leaf):
         if path[-1].key == "embedding":
-            return 0.1 * leaf / leaf.std()
+            shared = jax.random.normal(jax.random.key(seed + 9), leaf.shape[1:])
+            return 0.1 * (leaf / leaf.std() + shared)
         if path[-1].key != "kernel":
             return leaf
         fan_in = np.prod(leaf.shape[: summed_axes(path)])

@@ -35,17 +35,7 @@ MIXTURE = {
     "arithmetic": 0.05,
 }
 # Of the first steps: what binds a letter to an option before it takes knowledge to choose one.
-BASICS = {
-    "question": 0.20,
-    "drill": 0.35,
-    "lookup": 0.15,
-    "open_book": 0.05,
-    "statement": 0.16,
-    "judgement": 0.03,
-    "story": 0.02,
-    "riddle": 0.02,
-    "arithmetic": 0.02,
-}
+BASICS = {"drill": 0.6, "lookup": 0.2, "statement": 0.2}
 CHAT_SHARE = 0.10  # of the documents that have an answer, how many are wrapped as a chat
 
 
@@ -207,12 +197,13 @@ class Windows:
     steps: int
     tokens: int = 2048
     lengths: tuple[int, int] = (48, 128)
-    switch: int = 3000
-    basics: int = 1500
-    repeated: tuple[float, float] = (0.3, 0.15)
+    switch: int = 2600
+    basics: int = 600
+    copying: int = 1600
+    repeated: tuple[float, float, float] = (0.3, 0.15, 0.4)
     tile_start: int = 8
     tile_end: int = 60
-    tile_ramp: int = 3500
+    tile_ramp: int = 2800
     seed: int = 0
 
     def __len__(self) -> int:
@@ -223,7 +214,7 @@ class Windows:
         rng = random.Random(f"windows {self.seed} {step}")
         length = self.lengths[step >= self.switch]
         rows = max(1, self.tokens // length)
-        copies = round(rows * self.repeated[step >= self.basics])
+        copies = round(rows * self.repeated[(step >= self.basics) + (step >= self.copying)])
         mixture = BASICS if step < self.basics else MIXTURE
         windows = [self._repeated(rng, step, length) for _ in range(copies)]
         windows += self._packed(rng, rows - copies, length, mixture)
@@ -232,7 +223,8 @@ class Windows:
 
     def _repeated(self, rng: random.Random, step: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """A tiled block after BOS; the first copy cannot be predicted and has weight 0."""
-        progress = min(1.0, step / self.tile_ramp)
+        since = step - self.copying if step >= self.copying else step
+        progress = min(1.0, since / self.tile_ramp)
         longest = round(self.tile_start + (self.tile_end - self.tile_start) * progress)
         size = rng.randint(2, max(2, min(longest, length // 2)))
         block = [rng.randrange(self.first_word, self.vocab) for _ in range(size)]

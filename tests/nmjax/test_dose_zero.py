@@ -24,7 +24,7 @@ VECTOR, OTHER, BY_LAYER = (rng.standard_normal(shape).astype(np.float32) for sha
 # At least one of every class, and one for every value of a static field that chooses between formulas.
 SPECIMENS = {
     "scale_qk up": nmjax.scale_qk(2.5),
-    "scale_qk down": nmjax.scale_qk(0.3, layers=[0, 2], heads=[1]),
+    "scale_qk down": nmjax.scale_qk(0.3, layers=[0, 1], heads=[1]),
     "decay score": nmjax.decay_kv(0.2),
     "decay logit": nmjax.decay_kv(0.2, mode="logit"),
     "steer": nmjax.steer(VECTOR, 2.0, layers=[1]),
@@ -98,67 +98,74 @@ def test_i_methods_return_their_input(name, tiny_lm):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [np.random.default_rng(i).integers(3, V, 6 + i % 9).tolist() for i in range(len(SPECIMENS) + 1)]
-
-
-def run(lm, prompts, packs):
-    """Everything a pass returns, and a sampled continuation."""
-    result = nmjax.forward(lm, prompts, packs)
-    out = nmjax.generate(lm, prompts, packs, max_new_tokens=6, temperature=0.9, seed=1, eos_token_id=[])
-    logits = [np.asarray(x[mask]) for x, mask in zip(result.logits, np.asarray(result.mask), strict=True)]
-    return logits, np.asarray(result.next_logits), out
-
-
-def assert_rows_equal_in_bits(a, b, rows):
-    for i in range(rows):
-        np.testing.assert_array_equal(a[0][i], b[0][i])
-        np.testing.assert_array_equal(a[1][i], b[1][i])
-        assert a[2].tokens[i] == b[2].tokens[i]
-        np.testing.assert_array_equal(a[2].logprobs[i], b[2].logprobs[i])
-        np.testing.assert_array_equal(a[2].sample_logprobs[i], b[2].sample_logprobs[i])
+    return [np.random.default_rng(i).integers(3, V, 6 + i % 9).tolist() for i in range(len(SPECIMENS))]
 
 
 @pytest.fixture(scope="module")
-def all_at_zero(tiny_lm, prompts):
-    """Every specimen at dose 0, and a last row with an effect that acts."""
-    zeros = [effect.at(0) for effect in SPECIMENS.values()]
-    return run(tiny_lm, prompts, [*zeros, nmjax.steer(VECTOR, 3.0)])
+def run(tiny_lm, prompts):
+    """What each of the first rows returns under `packs`: logits of a pass, and a sampled continuation."""
+
+    def everything(packs, rows=len(SPECIMENS)):
+        texts = [prompts[i % len(prompts)] for i in range(len(packs))]
+        result = nmjax.forward(tiny_lm, texts, packs)
+        out = nmjax.generate(tiny_lm, texts, packs, max_new_tokens=6, temperature=0.9, seed=1, eos_token_id=[])
+        return [
+            {
+                "logits": np.asarray(result.logits[i])[np.asarray(result.mask[i])],
+                "next_logits": np.asarray(result.next_logits[i]),
+                "tokens": out.tokens[i],
+                "logprobs": out.logprobs[i],
+                "sample_logprobs": out.sample_logprobs[i],
+            }
+            for i in range(rows)
+        ]
+
+    return everything
 
 
-def test_ii_next_to_another_class(tiny_lm, prompts, all_at_zero):
-    """`[p.at(0), q]` against `[None, q]`, for all p at once: the second program holds only the effect of q."""
-    nothing = run(tiny_lm, prompts, [*[None] * len(SPECIMENS), nmjax.steer(VECTOR, 3.0)])
-    assert_rows_equal_in_bits(all_at_zero, nothing, len(SPECIMENS))
+def assert_equal_in_bits(a, b):
+    for left, right in zip(a, b, strict=True):
+        for what in left:
+            np.testing.assert_array_equal(left[what], right[what], err_msg=what)
 
 
-def test_ii_next_to_the_same_class(tiny_lm, prompts, all_at_zero):
-    """The same program with other neighbours: the specimens act in the rows behind those at dose 0."""
-    several = list(SPECIMENS.values())
-    beside = [None if i % 2 == 0 else effect for i, effect in enumerate(several)]
-    zero_beside = [effect.at(0) if i % 2 == 0 else effect for i, effect in enumerate(several)]
-    q = nmjax.compose(*several)  # all of them act in the last row, so both batches have the same slots
-    a, b = run(tiny_lm, prompts, [*beside, q]), run(tiny_lm, prompts, [*zero_beside, q])
-    assert_rows_equal_in_bits(a, b, len(prompts))
+ZEROS = [effect.at(0) for effect in SPECIMENS.values()]
+NOTHING = [None] * len(SPECIMENS)
+ACTING = list(SPECIMENS.values())
+
+
+@pytest.fixture(scope="module")
+def all_at_zero(run):
+    """Every specimen at dose 0, followed by every specimen at dose 1."""
+    return run(ZEROS + ACTING)
+
+
+def test_ii_next_to_the_same_classes(run, all_at_zero):
+    """`[p.at(0), q]` against `[None, q]` for all p at once, where the rows q hold every class: one program."""
+    assert_equal_in_bits(all_at_zero, run(NOTHING + ACTING))
+
+
+def test_ii_next_to_another_class(run, all_at_zero):
+    """The same against a program that holds but the effect of q."""
+    q = nmjax.steer(VECTOR, 3.0)
+    assert_equal_in_bits(all_at_zero, run(NOTHING + [q] * len(ACTING)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECIMENS)
-def test_ii_pair_by_pair(name, tiny_lm, prompts):
+def test_ii_pair_by_pair(name, run):
     p = SPECIMENS[name]
-    another = nmjax.scale_qk(1.7) if not isinstance(p, type(nmjax.scale_qk(2))) else nmjax.steer(OTHER)
+    another = nmjax.steer(OTHER) if "scale" in name else nmjax.scale_qk(1.7)
     for q in (p.at(0.5), another):
-        a, b = run(tiny_lm, prompts[:2], [p.at(0), q]), run(tiny_lm, prompts[:2], [None, q])
-        assert_rows_equal_in_bits(a, b, 1)
+        assert_equal_in_bits(run([p.at(0), q], 1), run([None, q], 1))
 
 
-def test_iii_equals_the_program_without_effects(tiny_lm, prompts, all_at_zero):
-    logits, next_logits, out = run(tiny_lm, prompts, None)
-    for i in range(len(SPECIMENS)):
-        atol = 1e-6 * max(1.0, np.abs(logits[i]).max())
-        np.testing.assert_allclose(all_at_zero[0][i], logits[i], rtol=0, atol=atol)
-        np.testing.assert_allclose(all_at_zero[1][i], next_logits[i], rtol=0, atol=atol)
-        assert all_at_zero[2].tokens[i] == out.tokens[i]
-        np.testing.assert_allclose(all_at_zero[2].logprobs[i], out.logprobs[i], rtol=0, atol=atol)
+def test_iii_equals_the_program_without_effects(run, all_at_zero):
+    for zero, plain in zip(all_at_zero, run(NOTHING + NOTHING), strict=True):
+        assert zero["tokens"] == plain["tokens"]
+        atol = 1e-6 * max(1.0, np.abs(plain["logits"]).max())
+        for what in ("logits", "next_logits", "logprobs", "sample_logprobs"):
+            np.testing.assert_allclose(zero[what], plain[what], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -166,19 +166,18 @@ def test_logits_site_cached(tiny_lm, cases, forced, in_company, assert_close):
     names = [cases.rows()[row][0] for row in rows]
     prompts = [cases.prompts[cases.rows()[row][1]] for row in rows]
     out = in_company(prompts, [cases.interventions[name] for name in names], temperature=1.0, seed=3)
-    filled = list(forced)
-    for k, row in enumerate(rows):
-        filled[row] = prompts[k] + out.tokens[k]
-    result = nmjax.forward(tiny_lm, filled, packs=[cases.interventions[name] for name, _ in cases.rows()])
+    texts = list(forced)
+    for row, prompt, tokens in zip(rows, prompts, out.tokens, strict=True):
+        texts[row] = prompt + tokens
+    result = nmjax.forward(tiny_lm, texts, packs=[cases.interventions[name] for name, _ in cases.rows()])
     repeats = 0
-    for row, name in enumerate(names):
-        whole = jax.tree.map(lambda x, row=row: x[rows[row] : rows[row] + 1], (result.logits, result.mask))
-        raw = np.asarray(whole.logits[row])[np.asarray(whole.mask[row])]
-        for step, token in enumerate(out.tokens[row]):
-            before = out.tokens[row][:step]
-            final = by_hand(raw[len(prompts[row]) - 1 + step], before, cases.specs[name])
+    for k, (row, name) in enumerate(zip(rows, names, strict=True)):
+        raw = np.asarray(result.logits[row])[np.asarray(result.mask[row])]
+        for step, token in enumerate(out.tokens[k]):
+            before = out.tokens[k][:step]
+            final = by_hand(raw[len(prompts[k]) - 1 + step], before, cases.specs[name])
             assert np.isfinite(final[token]), f"{name} drew a token that it had cut"
-            assert_close(out.sample_logprobs[row][step], log_softmax(final)[token], scale=np.abs(raw).max())
+            assert_close(out.sample_logprobs[k][step], log_softmax(final)[token], scale=np.abs(raw).max())
             repeats += "frequency" in name and token in before
     assert repeats > 0, "no token was repeated, so the counts were not tested"
 

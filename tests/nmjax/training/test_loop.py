@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from nmjax.training.checkpoint import Checkpoints
-from nmjax.training.loop import TrainConfig, init_state, make_optimizer, make_step, next_token_loss, train
+from nmjax.training.loop import (
+    TrainConfig,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    next_token_loss,
+    train,
+)
 
 
 class Points:
@@ -70,6 +78,15 @@ def test_the_step_is_clipped_adamw_written_out_by_hand():
     assert int(state.step) == 2
 
 
+def test_schedules_at_their_corners():
+    plateau = make_schedule(TrainConfig(steps=100, peak_lr=0.1, end_lr=0.01, warmup=10, decay=20))
+    np.testing.assert_allclose([plateau(s) for s in (0, 5, 10, 50, 80, 90, 100)], [0, 0.05, 0.1, 0.1, 0.1, 0.055, 0.01])
+    longer = make_schedule(TrainConfig(steps=200, peak_lr=0.1, end_lr=0.01, warmup=10, decay=20))
+    np.testing.assert_array_equal([plateau(s) for s in range(80)], [longer(s) for s in range(80)])
+    cosine = make_schedule(TrainConfig(steps=110, peak_lr=0.1, end_lr=0.02, warmup=10))
+    np.testing.assert_allclose([cosine(s) for s in (0, 10, 60, 110)], [0, 0.1, 0.06, 0.02], rtol=1e-6)
+
+
 def test_accumulation_equals_the_whole_batch():
     def quiet(params, batch, key):
         return loss_fn(params, batch, jax.random.key(0))
@@ -98,6 +115,8 @@ def test_scan_over_steps_equals_single_steps():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="steps must be a multiple of scan=5, got 24"):
         TrainConfig(steps=24, scan=5)
+    with pytest.raises(ValueError, match="decay must be 0 to steps - warmup = 14, got 15"):
+        TrainConfig(steps=24, warmup=10, decay=15)
     with pytest.raises(ValueError, match="accumulate must be 1 or more, got 0"):
         TrainConfig(steps=24, accumulate=0)
     with pytest.raises(FloatingPointError, match="loss must stay finite, got nan at step 4"):
