@@ -40,7 +40,7 @@ from nmjax.training.loop import TrainConfig, make_schedule, next_token_loss, tra
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "results/tiny", "folder of the trained model, in Hugging Face format")
 flags.DEFINE_string("work", "results/train_tiny", "folder of the training checkpoints")
-flags.DEFINE_integer("steps", 4200, "optimizer steps")
+flags.DEFINE_integer("steps", 3600, "optimizer steps")
 flags.DEFINE_integer("decay", 800, "steps at the end in which the learning rate falls")
 flags.DEFINE_integer("tokens", 2048, "tokens a step")
 flags.DEFINE_integer("layers", 4, "layers")
@@ -66,7 +66,7 @@ def model_config(tokenizer, layers: int, embed: int) -> LlamaConfig:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, heads // 2),
-        "head_dim": 32,
+        "head_dim": 64,
         "intermediate_size": 2 * embed,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,

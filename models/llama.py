@@ -29,7 +29,11 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        # A product with ones, not a sum: XLA fuses a sum with whatever made its terms, and then the order of adding,
+        # so the last bit, depends on which effects are compiled in. An effect at dose 0 shall change no bit.
+        ones = jnp.ones((x.shape[-1], 1), jnp.float32)
+        square = jnp.dot(wide * wide, ones, precision=jax.lax.Precision.HIGHEST) / x.shape[-1]
+        wide = wide * jax.lax.rsqrt(square + self.eps)
         return wide.astype(x.dtype) * scale
 
 

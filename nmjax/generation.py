@@ -105,7 +105,7 @@ def generate(
 
     max_new = rowwise("max_new_tokens", max_new_tokens, np.int32, 1)
     min_new = rowwise("min_new_tokens", min_new_tokens, np.int32, 0)
-    heat = rowwise("temperature", _or_zero(temperature), np.float32, 0)
+    heat = rowwise("temperature", _or_zero(temperature), np.float32, 0, float(np.finfo(np.float32).max))
     nucleus = rowwise("top_p", top_p, np.float32, 0, 1)
     if (nucleus <= 0).any():
         raise ValueError(f"top_p={top_p!r}, wanted above 0 and at most 1")
@@ -113,7 +113,7 @@ def generate(
     interventions = [iv for iv in as_rows(packs, len(ids)) for _ in range(copies)]
     keys = row_keys(seed, row_ids, len(ids), copies)
     ids = [row for row in ids for _ in range(copies)]
-    check_context(lm, [len(row) for row in ids], max_new, "new tokens")
+    check_context(lm, [len(row) for row in ids], max_new.tolist(), "new tokens")
     stops = _stop_strings(lm, stop)
     eos = _eos_ids(lm, eos_token_id)
 

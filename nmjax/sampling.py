@@ -30,7 +30,9 @@ def choose(logits, sampling: Sampling, keys):
     best = argmax(logits)
 
     def sampled(_):
-        temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+        # Denormal numbers count as 0 in a division.
+        smallest = jnp.finfo(jnp.float32).tiny
+        temperature = jnp.where(sampling.temperature > 0, jnp.maximum(sampling.temperature, smallest), 1.0)
         # Shifted first, so that a tiny temperature sends the others to -inf and never the likeliest to infinity.
         cut = keep_top_k((logits - logits.max(-1, keepdims=True)) / temperature[:, None], sampling.top_k)
         cut = keep_top_p(cut, sampling.top_p)
@@ -99,7 +101,8 @@ def _keep_heaviest(logits, weights, target, bypass):
 
 def _ordered_bits(x):
     """int32 of the same order as float32 x."""
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0.0 makes -0.0 and 0.0 one value
+    # -0.0 and 0.0 are one value. Not `x + 0.0`, which the compiler simplifies to x.
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 

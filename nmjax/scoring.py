@@ -61,6 +61,8 @@ def score_choices(
     extra = [max(len(ending) for ending in row) - 1 for row in endings]
     check_context(lm, [len(stem) for stem in stems], extra, "tokens of a choice")
     needed = max(map(len, stems)) + longest - 1
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int | np.integer)):
+        raise ValueError(f"width={width!r}, wanted an integer of at least {needed}")
     if width is not None and width < needed:
         raise ValueError(f"width={width}, wanted at least {needed}, the longest prompt with its choices")
     batches = []

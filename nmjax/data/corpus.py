@@ -35,7 +35,7 @@ MIXTURE = {
     "arithmetic": 0.05,
 }
 # Of the first steps: what binds a letter to an option before it takes knowledge to choose one.
-BASICS = {"drill": 0.6, "lookup": 0.2, "statement": 0.2}
+BASICS = {"drill": 0.45, "lookup": 0.20, "statement": 0.20, "question": 0.15}
 CHAT_SHARE = 0.10  # of the documents that have an answer, how many are wrapped as a chat
 
 
@@ -197,10 +197,10 @@ class Windows:
     steps: int
     tokens: int = 2048
     lengths: tuple[int, int] = (48, 128)
-    switch: int = 2600
-    basics: int = 600
-    copying: int = 1600
-    repeated: tuple[float, float, float] = (0.3, 0.15, 0.4)
+    switch: int = 2400
+    basics: int = 800
+    repeated: tuple[float, float] = (0.5, 0.25)
+    shuffled: float = 0.6
     tile_start: int = 8
     tile_end: int = 60
     tile_ramp: int = 2800
@@ -214,17 +214,19 @@ class Windows:
         rng = random.Random(f"windows {self.seed} {step}")
         length = self.lengths[step >= self.switch]
         rows = max(1, self.tokens // length)
-        copies = round(rows * self.repeated[(step >= self.basics) + (step >= self.copying)])
+        copies = round(rows * self.repeated[step >= self.basics])
         mixture = BASICS if step < self.basics else MIXTURE
-        windows = [self._repeated(rng, step, length) for _ in range(copies)]
+        shuffled = round(copies * self.shuffled)
+        most = 8 if step < self.basics else length // 3
+        windows = [self._shuffled(rng, length, most) for _ in range(shuffled)]
+        windows += [self._repeated(rng, step, length) for _ in range(copies - shuffled)]
         windows += self._packed(rng, rows - copies, length, mixture)
         tokens, weights = (np.stack(column) for column in zip(*windows, strict=True))
         return {"tokens": tokens.astype(np.int32), "weights": weights[:, 1:].astype(np.float32)}
 
     def _repeated(self, rng: random.Random, step: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """A tiled block after BOS; the first copy cannot be predicted and has weight 0."""
-        since = step - self.copying if step >= self.copying else step
-        progress = min(1.0, since / self.tile_ramp)
+        progress = min(1.0, step / self.tile_ramp)
         longest = round(self.tile_start + (self.tile_end - self.tile_start) * progress)
         size = rng.randint(2, max(2, min(longest, length // 2)))
         block = [rng.randrange(self.first_word, self.vocab) for _ in range(size)]
@@ -232,6 +234,23 @@ class Windows:
         weights = np.ones(length + 1, np.float32)
         weights[: size + 1] = 0.0
         return np.concatenate([[self.bos], ids]), weights
+
+    def _shuffled(self, rng: random.Random, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """A few random chunks, `most` tokens in all, after BOS; all of them again and again, each time in another order.
+
+        How far back the last occurrence lies says nothing, so only the tokens themselves can tell what comes next: heads
+        that copy from a fixed distance, which tiled blocks reward, are of no use. Weighs what can be known.
+        """
+        size = rng.randint(2, min(8, most // 2))
+        count = rng.randint(2, max(2, most // size))
+        chunks = [[rng.randrange(self.first_word, self.vocab) for _ in range(size)] for _ in range(count)]
+        ids, weights = [self.bos], [0.0]
+        while len(ids) <= length:
+            known = len(ids) > 1 + size * (len(chunks) - 1)
+            for chunk in rng.sample(chunks, len(chunks)):
+                ids += chunk
+                weights += [0.0] + [2.0 if known else 0.0] * (size - 1)
+        return np.array(ids[: length + 1], np.int32), np.array(weights[: length + 1], np.float32)
 
     def _packed(self, rng: random.Random, rows: int, length: int, mixture: dict) -> list[tuple[np.ndarray, np.ndarray]]:
         """`rows` windows filled with whole documents, the last one of a window cut off."""

@@ -2,9 +2,9 @@
 
     python tests/golden/make_interventions.py
 
-The reference knows nothing of nmjax: one row at a time, no padding, no cache, one head after the other, and every effect
-written from its formula at the point which the table of sites names. `CASES` says what is compared; the tests read it
-from `cases.json`.
+The reference knows nothing of nmjax: one row at a time, no padding, no cache, one head after the other, and every
+effect written from its formula at the point which the table of sites names. `CASES` says what is compared; the tests
+read it from `cases.json`.
 """
 
 import json

@@ -18,7 +18,7 @@ ROWS = 96  # of the batch that tests share
 
 @pytest.fixture(scope="session")
 def tiny_lm():
-    """A random Llama: 3 layers, 4 heads on 2 key heads, D 32, V 97, context 128, greedy without near ties; no tokenizer."""
+    """A random Llama: L 3, N 4, K 2, D 32, V 97, context 128; greedy has no near ties; no tokenizer."""
     return models.load(GOLDEN / "model")
 
 
@@ -78,13 +78,13 @@ def in_company(tiny_lm, cases):
     """`generate` for up to 38 rows of your own behind the 58 of all cases, and what it returned for yours.
 
     Whatever is asked, it is one compiled program (prompts and new tokens up to 16; effects and vectors of the cases):
-    compiling takes seconds, running it milliseconds. Values that come as lists are for your rows.
+    compiling takes seconds, running it milliseconds. Values that come as lists are for your rows. `company` is what the
+    other rows do instead of the cases.
     """
     others = cases.rows()
 
-    def generate(prompts, packs=None, lm=tiny_lm, **options) -> Generation:
+    def generate(prompts, packs=None, lm=tiny_lm, company="cases", **options) -> Generation:
         spare = ROWS - len(others) - len(prompts)
-        packs = packs if isinstance(packs, list) else [packs] * len(prompts)
 
         def widen(value):
             return [value[0]] * len(others) + value + [value[0]] * spare if isinstance(value, list) else value
@@ -94,7 +94,7 @@ def in_company(tiny_lm, cases):
         out = nmjax.generate(
             lm,
             [cases.prompts[i] for _, i in others] + prompts + [cases.prompts[0]] * spare,
-            packs=[cases.interventions[name] for name, _ in others] + packs + [None] * spare,
+            packs=_with_company(cases, company, packs, len(prompts)),
             **{"max_new_tokens": 16, "eos_token_id": [], **options},
         )
         mine = slice(len(others), len(others) + len(prompts))
@@ -102,6 +102,30 @@ def in_company(tiny_lm, cases):
         return dataclasses.replace(out, **{name: getattr(out, name)[mine] for name in lists})
 
     return generate
+
+
+@pytest.fixture(scope="session")
+def pass_in_company(tiny_lm, cases):
+    """`forward` in the same company, prompts up to 32 tokens: a row's unpadded logits [T, V] and next_logits [V]."""
+    others = [cases.prompts[i] + cases.golden[f"{name}.{i}.tokens"].tolist() for name, i in cases.rows()]
+
+    def forward(prompts, packs=None, company="cases"):
+        spare = ROWS - len(others) - len(prompts)
+        rows = others + prompts + [others[1]] * spare
+        result = nmjax.forward(tiny_lm, rows, packs=_with_company(cases, company, packs, len(prompts)))
+        logits, mask, last = (np.asarray(x) for x in (result.logits, result.mask, result.next_logits))
+        return [(logits[i][mask[i]], last[i]) for i in range(len(others), len(others) + len(prompts))]
+
+    return forward
+
+
+def _with_company(cases, company, packs, rows):
+    """One intervention for each of the shared batch's rows."""
+    names = [name for name, _ in cases.rows()]
+    before = [cases.interventions[name] if company == "cases" else company for name in names]
+    mine = packs if isinstance(packs, list) else [packs] * rows
+    behind = None if company == "cases" else company
+    return before + mine + [behind] * (ROWS - len(before) - rows)
 
 
 @pytest.fixture(scope="session")

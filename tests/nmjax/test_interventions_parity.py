@@ -1,7 +1,7 @@
 """Every transform against a float64 torch reference: cached and uncached, in a ragged batch and as a single row.
 
-The reference (`tests/golden/make_interventions.py`) runs one unpadded row without a cache. Its results are committed; the
-`parity` test at the end runs it again on new prompts.
+The reference (`tests/golden/make_interventions.py`) runs one unpadded row without a cache. Its results are committed;
+the `parity` test at the end runs it again on new prompts.
 """
 
 import importlib.util
@@ -46,18 +46,27 @@ def forced(cases):
     return [cases.prompts[i] + cases.golden[f"{name}.{i}.tokens"].tolist() for name, i in cases.rows()]
 
 
-@pytest.fixture(scope="module")
-def uncached(tiny_lm, cases, forced):
-    """Logits [T, V] per row, without padding: all cases as rows of one ragged batch."""
-    result = nmjax.forward(tiny_lm, forced, packs=[cases.interventions[name] for name, _ in cases.rows()])
-    return [np.asarray(logits[mask]) for logits, mask in zip(result.logits, result.mask, strict=True)]
+def in_halves(run, rows):
+    """The shared batch has room for half of the cases at a time."""
+    half = len(rows) // 2
+    return run(rows[:half]) + run(rows[half:])
 
 
 @pytest.fixture(scope="module")
-def sober(tiny_lm, cases, forced):
-    """Logits [T, V] per row of the same tokens without an intervention."""
-    result = nmjax.forward(tiny_lm, forced)
-    return [np.asarray(logits[mask]) for logits, mask in zip(result.logits, result.mask, strict=True)]
+def uncached(cases, forced, pass_in_company):
+    """Logits [T, V] of every row, all cases side by side in a ragged batch."""
+    packs = [cases.interventions[name] for name, _ in cases.rows()]
+
+    def run(rows):
+        return pass_in_company([forced[row] for row in rows], [packs[row] for row in rows])
+
+    return [logits for logits, _ in in_halves(run, range(len(forced)))]
+
+
+@pytest.fixture(scope="module")
+def sober(forced, pass_in_company):
+    """Logits [T, V] of the same tokens in a program without effects."""
+    return [logits for logits, _ in in_halves(lambda rows: pass_in_company(rows, company=None), forced)]
 
 
 def acts_inside(spec):
@@ -146,39 +155,31 @@ def test_single_row(tiny_lm, cases, assert_close):
     assert seen == {kind_of(slot) for slot in slots}
 
 
-def test_logits_site_uncached(tiny_lm, cases, forced, assert_close):
+def test_logits_site_uncached(cases, pass_in_company, assert_close):
     """`next_logits` is after every effect, truncation included; the reference's first step has no counts yet."""
-    rows, prompts, tested = cases.rows(), list(forced), set()
-    for row, (name, i) in enumerate(rows):  # the other rows stay as they are elsewhere: one program
-        if f"{name}.{i}.final" in cases.golden:
-            prompts[row] = cases.prompts[i]
-            tested.update(effect[0] for effect in cases.specs[name])
-    assert tested >= set(AT_LOGITS)
-    result = nmjax.forward(tiny_lm, prompts, packs=[cases.interventions[name] for name, _ in rows])
-    for row, (name, i) in enumerate(rows):
-        if f"{name}.{i}.final" in cases.golden:
-            assert_close(result.next_logits[row], cases.golden[f"{name}.{i}.final"][0])
+    rows = [(name, i) for name, i in cases.rows() if f"{name}.{i}.final" in cases.golden]
+    assert {effect[0] for name, _ in rows for effect in cases.specs[name]} >= set(AT_LOGITS)
+    packs = [cases.interventions[name] for name, _ in rows]
+    results = pass_in_company([cases.prompts[i] for _, i in rows], packs)
+    for (name, i), (_, next_logits) in zip(rows, results, strict=True):
+        assert_close(next_logits, cases.golden[f"{name}.{i}.final"][0])
 
 
-def test_logits_site_cached(tiny_lm, cases, forced, in_company, assert_close):
+def test_logits_site_cached(cases, in_company, pass_in_company, assert_close):
     """Drawn at temperature 1, `sample_logprobs` are the log-softmax after the site: against a sort, step by step."""
-    rows = [row for row, (name, _) in enumerate(cases.rows()) if any(e[0] in AT_LOGITS for e in cases.specs[name])]
-    names = [cases.rows()[row][0] for row in rows]
-    prompts = [cases.prompts[cases.rows()[row][1]] for row in rows]
-    out = in_company(prompts, [cases.interventions[name] for name in names], temperature=1.0, seed=3)
-    texts = list(forced)
-    for row, prompt, tokens in zip(rows, prompts, out.tokens, strict=True):
-        texts[row] = prompt + tokens
-    result = nmjax.forward(tiny_lm, texts, packs=[cases.interventions[name] for name, _ in cases.rows()])
+    rows = [(name, i) for name, i in cases.rows() if any(effect[0] in AT_LOGITS for effect in cases.specs[name])]
+    packs = [cases.interventions[name] for name, _ in rows]
+    prompts = [cases.prompts[i] for _, i in rows]
+    out = in_company(prompts, packs, temperature=1.0, seed=3)
+    texts = [prompt + tokens for prompt, tokens in zip(prompts, out.tokens, strict=True)]
     repeats = 0
-    for k, (row, name) in enumerate(zip(rows, names, strict=True)):
-        raw = np.asarray(result.logits[row])[np.asarray(result.mask[row])]
-        for step, token in enumerate(out.tokens[k]):
-            before = out.tokens[k][:step]
-            final = by_hand(raw[len(prompts[k]) - 1 + step], before, cases.specs[name])
+    for k, (raw, _) in enumerate(pass_in_company(texts, packs)):
+        name, tokens = rows[k][0], out.tokens[k]
+        for step, token in enumerate(tokens):
+            final = by_hand(raw[len(prompts[k]) - 1 + step], tokens[:step], cases.specs[name])
             assert np.isfinite(final[token]), f"{name} drew a token that it had cut"
             assert_close(out.sample_logprobs[k][step], log_softmax(final)[token], scale=np.abs(raw).max())
-            repeats += "frequency" in name and token in before
+            repeats += "frequency" in name and token in tokens[:step]
     assert repeats > 0, "no token was repeated, so the counts were not tested"
 
 
@@ -206,7 +207,7 @@ def test_live_torch_on_new_prompts(tiny_lm, cases, assert_close):
     reference = script.Reference(script.make_weights(1), script.make_vectors(2))
 
     rng = np.random.default_rng(11)
-    prompts = [rng.integers(3, 97, length).tolist() for length in (3, 20)]
+    prompts = [rng.integers(3, 97, length).tolist() for length in (5, 20)]
     rows = [(name, i) for name in cases.specs for i in range(2)]
     packs = [cases.interventions[name] for name, _ in rows]
     out = nmjax.generate(tiny_lm, [prompts[i] for _, i in rows], packs, max_new_tokens=12, eos_token_id=[])
