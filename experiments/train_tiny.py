@@ -206,7 +206,7 @@ def measure_judgements(lm: LanguageModel, n: int) -> dict:
     """Accuracy of ' yes' against ' no' on statements."""
     statements = held_out_statements(n)
     scores = nmjax.score(lm, [statement.prompt for statement in statements], choices=[" yes", " no"])
-    said_yes = np.asarray(scores.logprobs).argmax(axis=1) == 0
+    said_yes = np.asarray(scores).argmax(axis=1) == 0
     return {"statements": n, "accuracy": float((said_yes == [statement.true for statement in statements]).mean())}
 
 

@@ -236,9 +236,9 @@ class Windows:
         return np.concatenate([[self.bos], ids]), weights
 
     def _shuffled(self, rng: random.Random, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """A few random chunks, `most` tokens in all, after BOS; all of them again and again, each time in another order.
+        """A few random chunks, `most` tokens in all, after BOS; all of them again and again, always in another order.
 
-        How far back the last occurrence lies says nothing, so only the tokens themselves can tell what comes next: heads
+        How far back the last occurrence lies says nothing, so only the tokens themselves tell what comes next: heads
         that copy from a fixed distance, which tiled blocks reward, are of no use. Weighs what can be known.
         """
         size = rng.randint(2, min(8, most // 2))
