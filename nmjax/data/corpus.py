@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +190,7 @@ class Windows:
     """
 
     world: World
-    tokenizer: object
+    tokenizer: Any
     bos: int
     eos: int
     first_word: int
