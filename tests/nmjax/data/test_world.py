@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from nmjax.data.corpus import ANSWER_WEIGHT, LETTERS, MIXTURE, Windows, draw_document
+from nmjax.data.corpus import ANSWER_WEIGHT, BASICS, LETTERS, MIXTURE, Windows, draw_document
 from nmjax.data.questions import format_mmlu
 from nmjax.data.tokenizer import SPECIALS, build_tokenizer, save_tokenizer
 from nmjax.data.words import AFFECT, FEELINGS, POOLS
