@@ -264,8 +264,18 @@ def main(argv):
         probs = probe(params)
         accuracy = float(calibration.accuracy(probs, probe.answers))
         ece = float(calibration.ece(probs, probe.answers))
-        tqdm.write(f"step {record['step']}: loss {record['loss']:.3f}, held-out accuracy {accuracy:.3f}, ECE {ece:.3f}")
-        return {"accuracy": accuracy, "ece": ece, "seconds": round(time.time() - started, 1)}
+        copying = measure_induction(LanguageModel(module, params, tokenizer), 16, samples=32)
+        tqdm.write(
+            f"step {record['step']}: loss {record['loss']:.3f}, held-out accuracy {accuracy:.3f}, ECE {ece:.3f}, "
+            f"copying {copying['copy_accuracy']:.3f}, best induction score {copying['best_score']:.3f}"
+        )
+        return {
+            "accuracy": accuracy,
+            "ece": ece,
+            "copy_accuracy": copying["copy_accuracy"],
+            "induction": copying["best_score"],
+            "seconds": round(time.time() - started, 1),
+        }
 
     state, history = train(
         make_loss(module), initial_params(module, FLAGS.seed), grain.MapDataset.source(make_windows(tokenizer)), recipe,

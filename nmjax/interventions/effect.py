@@ -128,9 +128,10 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
         Raises:
           ValueError: the method changed the shape.
         """
+        effect = jax.tree.map(jnp.asarray, self)  # a traced layer can't index numpy
         return jax.vmap(
-            functools.partial(_one_row, site), in_axes=(_row_axes(self), 0, _row_axes(ctx)), axis_size=x.shape[0]
-        )(self, x, ctx)
+            functools.partial(_one_row, site), in_axes=(_row_axes(effect), 0, _row_axes(ctx)), axis_size=x.shape[0]
+        )(effect, x, ctx)
 
 
 def _stack(owner: str, *leaves):
