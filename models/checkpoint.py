@@ -59,7 +59,7 @@ def load(model: str | Path, dtype: str | None = None, *, progress: Progress = it
     if config.tied and TIED_HEAD in stored:
         _check_tied_head(folder, stored)
     config = dataclasses.replace(config, dtype=str(params["embed"]["embedding"].dtype))
-    return LanguageModel(module=Llama(config), params=params, tokenizer=_tokenizer(folder))
+    return LanguageModel(module=Llama(config), params=params, tokenizer=_tokenizer(folder), folder=folder)
 
 
 def _config(folder: Path) -> LlamaConfig:

@@ -1,7 +1,10 @@
 """A language model as this toolkit sees it: a module, its parameters, its tokenizer."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -15,12 +18,14 @@ class LanguageModel:
 
     `module` is a Linen decoder: `module(tokens, ctx=, effects=, cache=)`, `module.unembed(hidden)`,
     `module.init_cache(rows, slots, dtype)`, and a `config` with at least vocab, embed, layers, heads, max_positions,
-    bos_id, eos_ids and pad_id. `tokenizer` is a transformers tokenizer, or None where prompts are token ids.
+    bos_id, eos_ids and pad_id. `tokenizer` is a transformers tokenizer, or None where prompts are token ids. `folder` is
+    where the checkpoint was read from, if it was: steering vectors may lie beside the weights.
     """
 
     module: nn.Module
     params: dict
     tokenizer: Any = None
+    folder: Path | None = None
 
     @property
     def config(self):
@@ -30,6 +35,21 @@ class LanguageModel:
     def dtype(self):
         """The dtype of the parameters, which is that of activations and cache."""
         return jax.tree.leaves(self.params)[0].dtype
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of config and weights: what is found in a model once is kept under this name.
+
+        Where the weights lie, and the dtype that their checkpoint was written in, don't matter; what they hold does.
+        """
+        digest = hashlib.sha256()
+        config = dataclasses.asdict(self.config)
+        config.pop("dtype", None)
+        digest.update(repr(sorted(config.items())).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+        return digest.hexdigest()[:16]
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
