@@ -2,12 +2,33 @@
 
 from nmjax.forward_pass import ForwardResult, forward
 from nmjax.generation import Generation, generate
-from nmjax.interventions.attention import mask_heads, scale_qk
+from nmjax.interventions.attention import (
+    anchor_attention,
+    bias_positions,
+    mask_heads,
+    oscillate_attention,
+    scale_heads,
+    scale_qk,
+)
 from nmjax.interventions.compose import Intervention, batch, compose
+from nmjax.interventions.draws import Drawing
 from nmjax.interventions.effect import Context, Effect, shared, static
-from nmjax.interventions.memory import decay_kv
-from nmjax.interventions.residual import ablate, steer
-from nmjax.interventions.sampler import frequency_penalty, temperature, top_k, top_p
+from nmjax.interventions.inputs import drop_tokens, jitter_embeddings, preface
+from nmjax.interventions.memory import decay_kv, decay_segments, segment_kv, stride_kv, window_kv
+from nmjax.interventions.residual import add_noise, gain_layers
+from nmjax.interventions.sampler import (
+    bias_tokens,
+    contrast,
+    frequency_penalty,
+    min_p,
+    presence_penalty,
+    pulse_temperature,
+    repetition_penalty,
+    temperature,
+    top_k,
+    top_p,
+)
+from nmjax.interventions.steering import ablate, clamp_projection, soft_projection, steer, steer_placebo
 from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
 from nmjax.packs import PackError, load_pack
@@ -19,6 +40,7 @@ enable_compilation_cache()
 __all__ = [
     "ChoiceScores",
     "Context",
+    "Drawing",
     "Effect",
     "ForwardResult",
     "Generation",
@@ -26,22 +48,44 @@ __all__ = [
     "LanguageModel",
     "PackError",
     "ablate",
+    "add_noise",
+    "anchor_attention",
     "batch",
+    "bias_positions",
+    "bias_tokens",
+    "clamp_projection",
     "compose",
+    "contrast",
     "decay_kv",
+    "decay_segments",
+    "drop_tokens",
     "forward",
     "frequency_penalty",
+    "gain_layers",
     "generate",
+    "jitter_embeddings",
     "load_pack",
     "mask_heads",
+    "min_p",
+    "oscillate_attention",
+    "preface",
+    "presence_penalty",
+    "pulse_temperature",
+    "repetition_penalty",
+    "scale_heads",
     "scale_qk",
     "score",
     "score_choices",
+    "segment_kv",
     "shared",
+    "soft_projection",
     "static",
     "steer",
+    "steer_placebo",
+    "stride_kv",
     "temperature",
     "top_k",
     "top_p",
     "where",
+    "window_kv",
 ]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import plain_context, static
+from nmjax.interventions.effect import static
 from nmjax.interventions.sites import ACTIVATIONS, SITES, act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, bucket, check_context, encode_all, make_rows, notes, row_keys
+from nmjax.rows import Rows, bucket, check_context, encode_all, make_rows, notes, prefaced, row_keys
 
 
 class ForwardResult(flax.struct.PyTreeNode):
@@ -38,32 +39,35 @@ def forward(lm: LanguageModel, prompts, packs=None, capture: Sequence[str] = (),
         if site not in SITES or site == "logits":
             raise ValueError(f"capture={site!r}, wanted sites among {[s for s in SITES if s != 'logits']}")
     ids = encode_all(lm, prompts)
-    lengths = [len(row) for row in ids]
-    check_context(lm, lengths, [0] * len(ids), "more")
     interventions = as_rows(packs, len(ids))
-    rows = make_rows(lm, ids, interventions, bucket(max(lengths)), row_keys(seed, row_ids, len(ids)))
+    whole, spans = prefaced(lm, ids, interventions)
+    check_context(lm, [len(row) for row in whole], [0] * len(ids), "more")
+    width = bucket(max(map(len, whole)))
+    rows = make_rows(lm, whole, spans, interventions, width, row_keys(seed, row_ids, len(ids)))
     sites = (capture,) if isinstance(capture, str) else tuple(capture)
-    result = _forward(lm.module, sites, lm.params, rows)
-    # The bucket's own padding is ours, not the caller's.
-    spare = rows.tokens.shape[1] - max(lengths)
-    return _trim(result, spare).replace(notes=tuple(notes(interventions)))
+    result = _forward(lm.module, sites, len(ids), lm.params, rows)
+    # The bucket's own padding is ours, not the caller's; nor does a hidden preface show.
+    result = _cut_prefaces(result, spans, width, rows.mask) if rows.preface is not None else result
+    result = _trim(result, width - max(map(len, ids)))
+    return result.replace(notes=tuple(notes(interventions)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _forward(module, capture: tuple[str, ...], params, rows: Rows) -> ForwardResult:
-    ctx = plain_context(rows.tokens, rows.mask).replace(keys=rows.keys)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(module, capture: tuple[str, ...], asked_for: int, params, rows: Rows) -> ForwardResult:
+    ctx = rows.context()
     hidden, state = module.apply(
         {"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, mutable=[ACTIVATIONS] if capture else []
     )
     logits = module.apply({"params": params}, hidden, method="unembed")
     zeros = jnp.zeros((logits.shape[0], logits.shape[2]), jnp.int32)
-    last = ctx.replace(counts=zeros)
-    return ForwardResult(
+    last = ctx.replace(counts=zeros, rivals=rows.rivals(logits[:, -1]))
+    result = ForwardResult(
         logits=logits,
         next_logits=act("logits", logits[:, -1], last, rows.effects),
         mask=jnp.asarray(rows.mask),
         activations={site: _gather(state[ACTIVATIONS], site) for site in capture},
     )
+    return _map(result, "B", lambda x, axis: jax.lax.slice_in_dim(x, 0, asked_for, axis=axis))
 
 
 def _gather(sown: dict, site: str):
@@ -81,18 +85,43 @@ def _gather(sown: dict, site: str):
     return jnp.stack([found[layer] for layer in sorted(found)])
 
 
-def _trim(result: ForwardResult, spare: int) -> ForwardResult:
-    if not spare:
-        return result
+def _map(result: ForwardResult, letters: str, fn) -> ForwardResult:
+    """`fn(x, axis)` on every array, for each of its axes that one of the letters names (T for S: here they are one)."""
 
-    def cut(site, x):
-        """Drops the first `spare` entries of every token axis: T, and S, which here is T."""
-        shape = (() if site == "embed" else ("L",)) + tuple(SITES[site][0].split())
-        return x[tuple(slice(spare, None) if axis in "TS" else slice(None) for axis in shape)]
+    def on(shape, x):
+        for axis, letter in enumerate(shape):
+            if letter in letters:
+                x = fn(x, axis)
+        return x
 
-    return ForwardResult(
-        logits=result.logits[:, spare:],
-        next_logits=result.next_logits,
-        mask=result.mask[:, spare:],
-        activations={site: cut(site, x) for site, x in result.activations.items()},
+    def captured(site):
+        return (() if site == "embed" else ("L",)) + tuple(SITES[site][0].replace("S", "T").split())
+
+    return result.replace(
+        logits=on("BTV", result.logits),
+        next_logits=on("BV", result.next_logits),
+        mask=on("BT", result.mask),
+        activations={site: on(captured(site), x) for site, x in result.activations.items()},
     )
+
+
+def _trim(result: ForwardResult, spare: int) -> ForwardResult:
+    """Without the first `spare` entries of every token axis."""
+    return _map(result, "T", lambda x, axis: jax.lax.slice_in_dim(x, spare, x.shape[axis], axis=axis))
+
+
+def _cut_prefaces(result: ForwardResult, spans, width: int, mask) -> ForwardResult:
+    """Moves what stands before a row's preface up to what stands behind it, so that the preface's place is padding."""
+    source = np.tile(np.arange(width), (len(spans), 1))
+    visible = np.array(mask[: len(spans)])
+    for row, (start, length) in enumerate(spans):
+        begin = width - int(visible[row].sum())  # the column of position 0
+        source[row, begin + length : begin + length + start] = np.arange(begin, begin + start)
+        visible[row, begin : begin + length] = False
+
+    def move(x, axis):
+        rows = 0 if x.ndim == 2 or x.shape[0] == len(spans) and axis == 1 else 1  # the B axis: 0, or 1 behind L
+        index = source.reshape([len(spans) if a == rows else width if a == axis else 1 for a in range(x.ndim)])
+        return jnp.take_along_axis(x, index, axis=axis)
+
+    return _map(result, "T", move).replace(mask=jnp.asarray(visible))

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import Context, plain_context
+from nmjax.interventions.effect import Context
 from nmjax.interventions.sites import act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, notes, per_row, row_keys
+from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, notes, per_row, prefaced, row_keys
 from nmjax.sampling import Sampling, choose, token_logprob
 
 STOP_CHECK_EVERY = 16  # tokens between looks at the text, when there are stop strings
@@ -113,20 +113,22 @@ def generate(
     interventions = [iv for iv in as_rows(packs, len(ids)) for _ in range(copies)]
     keys = row_keys(seed, row_ids, len(ids), copies)
     ids = [row for row in ids for _ in range(copies)]
-    check_context(lm, [len(row) for row in ids], max_new.tolist(), "new tokens")
+    whole, spans = prefaced(lm, ids, interventions)
+    check_context(lm, [len(row) for row in whole], max_new.tolist(), "new tokens")
     stops = _stop_strings(lm, stop)
     eos = _eos_ids(lm, eos_token_id)
 
-    width, room = bucket(max(map(len, ids))), bucket(int(max_new.max()))
-    parts = chunks(lm, len(ids), width + room, batch_size)
+    width, room = bucket(max(map(len, whole))), bucket(int(max_new.max()))
+    parts = chunks(lm, interventions, width + room, batch_size)
     batches = [  # all of them before the first is run, so that bad input is found before any compute
-        make_rows(lm, [ids[i] for i in take], [interventions[i] for i in take], width, keys[np.asarray(take)])
+        make_rows(lm, *([values[i] for i in take] for values in (whole, spans, interventions)), width,
+                  keys[np.asarray(take)])
         for take, _ in parts
-    ]
+    ]  # fmt: skip
     produced = []
     for rows, (take, real) in zip(batches, parts, strict=True):
-        sampling = Sampling(heat[take], nucleus[take], largest[take])
-        limits = Limits(max_new[take], min_new[take], eos)
+        sampling = Sampling(*(rows.follow(values[take]) for values in (heat, nucleus, largest)))
+        limits = Limits(rows.follow(max_new[take]), rows.follow(min_new[take]), eos)
         produced += _run(lm, rows, sampling, limits, room, stops)[:real]
     return _collect(lm, ids, produced, notes(interventions) + _inert(interventions, heat, nucleus, largest))
 
@@ -141,17 +143,18 @@ def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: t
         state = decode(lm.module, lm.params, rows, sampling, limits, until, state)
         if stops:
             tokens = np.asarray(state.tokens)
-            for i in range(len(tokens)):
+            for i in _asked_for(rows):
                 prompt, new = rows.tokens[i][rows.mask[i]], tokens[i][tokens[i] >= 0]
                 found = None if i in ended else _find_stop(lm, prompt, new, stops)
                 if found:
                     ended[i] = found
-            state = state.replace(done=state.done | np.isin(np.arange(len(tokens)), list(ended)))
+            state = state.replace(done=state.done | rows.follow(np.isin(_asked_for(rows), list(ended))))
         if bool(state.done.all()) or int(state.step) >= last:
             break
     tokens, logprobs, sampled = (np.asarray(x) for x in (state.tokens, state.logprobs, state.sample_logprobs))
     results = []
-    for i, row in enumerate(tokens):
+    for i in _asked_for(rows):
+        row = tokens[i]
         kept = ended[i][0] if i in ended else int((row >= 0).sum())
         ids = [int(t) for t in row[:kept]]
         reason = "stop" if i in ended else "eos" if ids[-1] in limits.eos else "length"
@@ -160,12 +163,17 @@ def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: t
     return results
 
 
+def _asked_for(rows: Rows) -> np.ndarray:
+    """Indices of the rows that are not hidden."""
+    return np.arange(len(rows.tokens) if rows.owner is None else (rows.owner == np.arange(len(rows.owner))).sum())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill(module, room: int, params, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
     """Runs the prompts, fills the cache's first T slots, and writes the first new token of every row."""
     B, T = rows.tokens.shape
     dtype = jax.tree.leaves(params)[0].dtype
-    ctx = plain_context(rows.tokens, rows.mask, rows.prompt_len).replace(keys=rows.keys)
+    ctx = rows.context()
     hidden, cache = module.apply(
         {"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=module.init_cache(B, T + room, dtype)
     )
@@ -197,7 +205,7 @@ def decode(module, params, rows: Rows, sampling: Sampling, limits: Limits, until
         tokens = jnp.maximum(jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1), 0)
         position = jnp.where(state.done, -1, rows.prompt_len + state.step - 1)[:, None]
         k_pos = jax.lax.dynamic_update_slice_in_dim(state.k_pos, position, slot, axis=1)
-        ctx = Context(position, k_pos, tokens, rows.prompt_len, slot, keys=rows.keys)
+        ctx = Context(position, k_pos, tokens, rows.prompt_len, slot, keys=rows.keys, preface=rows.preface)
         hidden, cache = module.apply({"params": params}, tokens, ctx=ctx, effects=rows.effects, cache=state.cache)
         logits = module.apply({"params": params}, hidden, method="unembed")[:, 0]
         return _write(state.replace(cache=cache, k_pos=k_pos), logits, ctx, rows, sampling, limits)
@@ -208,13 +216,14 @@ def decode(module, params, rows: Rows, sampling: Sampling, limits: Limits, until
 def _write(state: DecodeState, logits, ctx: Context, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
     """Chooses the next token of every row from logits [B, V] and writes it; rows that are done write nothing."""
     B, V = logits.shape
-    ctx = ctx.replace(counts=state.counts)
+    ctx = ctx.replace(counts=state.counts, rivals=rows.rivals(logits))
     # Before the effects: a cut that left only the end of the text would otherwise leave nothing.
     too_early = (state.step < limits.min_new)[:, None] & (jnp.arange(V) == limits.eos[:, None]).any(0)
     final = act("logits", jnp.where(too_early, -jnp.inf, logits), ctx, rows.effects)
     # One stream a row, indexed by the position of the token being written: neither batch nor chunk can shift it.
     keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.prompt_len + state.step)
     token, sample_logprob = choose(final, sampling, keys)
+    token = rows.follow(token)
     logprob = token_logprob(logits, token)
 
     def put(buffer, value, blank):

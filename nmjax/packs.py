@@ -1,90 +1,39 @@
-"""Packs: named interventions in JSON files, and the dose table that gives their effects a meaning.
+"""Packs: named interventions in JSON files.
 
     {"schema": 1, "name": "cocaine", "description": "...", "category": "stimulant",
      "effects": [{"effect": "qk_score_scaling", "weight": 0.45, "direction": "up", "parameters": {"layers": "mid"}}]}
 
-Every effect is a function of `u = weight * dose`. Reading a pack fixes the weight; `pack.at(dose)` multiplies it. What
-can't be honoured exactly is an error that names the pack, the field, the value seen and the values allowed.
+Every effect is a function of `u = weight * dose` (`dose_table.py`). Reading a pack fixes the weight; `pack.at(dose)`
+multiplies it. What can't be honoured exactly is an error that names the pack, the field, the value seen and the values
+allowed. `data/pack.schema.json` says the same to editors and to `jsonschema`, which checks the structure here.
 """
 
-import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jsonschema
 
 from nmjax import paths
-from nmjax.interventions import attention, memory, residual, sampler
+from nmjax.dose_table import RULES
 from nmjax.interventions.compose import Intervention
 from nmjax.interventions.effect import Effect
+from nmjax.interventions.where import INDUCTION
 
 SCHEMA = 1
+LARGEST = 1_000_000  # bytes of a pack file; the shipped ones have a thousand
+DEEPEST = 20  # levels of nesting
 
 
 class PackError(ValueError):
     """A pack that can't be honoured exactly."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One line of the dose table: how a pack's effect becomes one of ours."""
-
-    python: str  # the transform it builds on
-    site: str
-    value: str  # the value as a function of u = weight x dose, as the documentation prints it
-    identity: str
-    build: Callable[..., Effect]  # (weight, up, **parameters) -> the effect at dose 1
-    parameters: tuple[str, ...] = ()
-    directions: tuple[str, ...] = ("up", "down")
-
-
-def _scale_qk(weight, up, layers="mid", heads=None):
-    return attention.scale_qk(1 + 2 * weight if up else 1 / (1 + 2 * weight), layers=layers, heads=heads)
-
-
-def _temperature(weight, up):
-    change = np.float32(weight if up else -weight)
-    return sampler.Temperature(change=change, floor=np.float32(sampler.COLDEST))
-
-
-def _top_p(weight, up):
-    return sampler.TopP(cut=np.float32(0.3 * weight), floor=np.float32(sampler.NARROWEST))
-
-
-def _steering(weight, up, vector, layers="all"):
-    return residual.steer(vector, 0.3 * weight if up else -0.3 * weight, layers=layers, coef="relative")
-
-
-RULES: Mapping[str, Rule] = {
-    "qk_score_scaling": Rule(
-        "scale_qk", "query", "factor 1 + 2u (up), 1 / (1 + 2u) (down)", "1", _scale_qk, ("layers", "heads")
-    ),
-    "temperature": Rule("temperature", "logits", "1 + u (up), max(0.05, 1 - u) (down)", "1", _temperature),
-    "top_p": Rule("top_p", "logits", "max(0.1, 1 - 0.3u)", "1, bypassed exactly", _top_p, directions=("down",)),
-    "frequency_penalty": Rule(
-        "frequency_penalty", "logits", "0.5u per generated occurrence (up), -0.5u (down)", "0",
-        lambda weight, up: sampler.frequency_penalty(0.5 * weight if up else -0.5 * weight),
-    ),
-    "exponential_decay_kv": Rule(
-        "decay_kv", "scores", "rate 0.3u per token", "0",
-        lambda weight, up, mode="score", layers="all": memory.decay_kv(0.3 * weight, mode=mode, layers=layers),
-        ("mode", "layers"), directions=("up",),
-    ),
-    "head_masking_dropout": Rule(
-        "mask_heads", "head_out", "gain 1 - u on a fixed set of heads, not below 0", "1",
-        lambda weight, up, heads, layers="all": attention.mask_heads(heads, layers=layers).at(weight),
-        ("heads", "layers"), directions=("up",),
-    ),
-    "steering": Rule(
-        "steer", "resid_post", "coefficient 0.3u (up), -0.3u (down), relative to the token's own residual norm", "0",
-        _steering, ("vector", "layers"),
-    ),
-}  # fmt: skip
-
-_PACK_FIELDS = ("schema", "name", "description", "category", "effects")
-_EFFECT_FIELDS = ("effect", "weight", "direction", "parameters", "where")
+def list_packs() -> list[str]:
+    """Names of the packs there are, those in `$NMJAX_HOME/packs` included."""
+    return sorted({file.stem for folder in paths.pack_dirs() for file in folder.glob("*.json")})
 
 
 def load_pack(name_or_path: str | Path) -> Intervention:
@@ -93,68 +42,202 @@ def load_pack(name_or_path: str | Path) -> Intervention:
     Raises:
       PackError: no such pack, or its content can't be honoured exactly.
     """
+    path = pack_path(name_or_path)
+    return parse_pack(read_spec(path), default_name=path.stem)
+
+
+def pack_path(name_or_path: str | Path) -> Path:
+    """The file of a pack, by name or path. Raises PackError for an unknown name."""
     path = Path(name_or_path)
-    if path.suffix != ".json":
-        try:
-            path = paths.find_pack_file(str(name_or_path))
-        except (FileNotFoundError, ValueError) as error:
-            raise PackError(str(error)) from None
+    if path.suffix == ".json":
+        return path
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        return paths.find_pack_file(str(name_or_path))
+    except (FileNotFoundError, ValueError) as error:
+        raise PackError(str(error)) from None
+
+
+def read_spec(path: Path) -> Any:
+    """The parsed JSON of a file. Raises PackError if it isn't strict JSON of sensible size, or repeats a key."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise PackError(f"pack {path.name}: {path.stat().st_size} bytes, wanted at most {LARGEST}")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise PackError(f"pack file {str(name_or_path)!r} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PackError(f"pack file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackError(f"pack {path.name}: can't be read as text: {error}") from None
+
+    def once(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PackError(f"pack {path.name}: the field {twice[0]!r} occurs twice")
+        return dict(pairs)
+
+    def refuse(constant):
+        raise PackError(f"pack {path.name}: {constant} is not a JSON number")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    except RecursionError:
+        raise PackError(f"pack {path.name}: nested deeper than {DEEPEST} levels") from None
+    except PackError:
+        raise
+    except ValueError as error:  # not JSON, or an integer of thousands of digits
         raise PackError(f"pack {path.name}: not valid JSON: {error}") from None
-    return parse_pack(spec, default_name=path.stem)
 
 
 def parse_pack(spec: Any, default_name: str = "pack") -> Intervention:
     """A pack at dose 1 from its parsed JSON. Raises PackError as `load_pack` does."""
-    if not isinstance(spec, dict):
-        raise PackError(f"pack {default_name}: holds {type(spec).__name__}, wanted an object with {_PACK_FIELDS}")
-    name = spec.get("name", default_name)
-    _check_fields(f"pack {name}", spec, _PACK_FIELDS)
-    if spec.get("schema", SCHEMA) != SCHEMA:
-        raise PackError(f"pack {name}: schema={spec['schema']!r}, wanted {SCHEMA}")
-    for field in ("name", "description", "category"):
-        if not isinstance(spec.get(field, ""), str):
-            raise PackError(f"pack {name}: {field}={spec[field]!r}, wanted text")
-    effects = spec.get("effects")
-    if not isinstance(effects, list):
-        raise PackError(f"pack {name}: effects={effects!r}, wanted a list")
+    given = spec.get("name") if isinstance(spec, dict) else None
+    name = given if isinstance(given, str) and given else default_name
+    _check_depth(f"pack {name}", spec)
+    _check_structure(f"pack {name}", spec, _validator())
     return Intervention(
-        effects=tuple(_effect(f"pack {name}: effects[{i}]", entry) for i, entry in enumerate(effects)),
+        effects=tuple(_effect(f"pack {name}: effects[{i}]", entry) for i, entry in enumerate(spec["effects"])),
         name=name,
         description=spec.get("description", ""),
         category=spec.get("category", ""),
     )
 
 
-def _effect(where: str, entry: Any) -> Effect:
-    if not isinstance(entry, dict):
-        raise PackError(f"{where}={entry!r}, wanted an object with {_EFFECT_FIELDS}")
-    _check_fields(where, entry, _EFFECT_FIELDS)
-    name = entry.get("effect")
-    rule = RULES.get(name) if isinstance(name, str) else None
-    if rule is None:
-        raise PackError(f"{where}: effect={name!r}, wanted one of {sorted(RULES)}")
-    weight, direction = entry.get("weight"), entry.get("direction", "up")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise PackError(f"{where} ({entry['effect']}): weight={weight!r}, wanted a number from 0 to 1")
-    if direction not in rule.directions:
-        raise PackError(f"{where} ({entry['effect']}): direction={direction!r}, wanted one of {rule.directions}")
-    parameters, selection = entry.get("parameters", {}), entry.get("where")
-    if not isinstance(parameters, dict):
-        raise PackError(f"{where} ({entry['effect']}): parameters={parameters!r}, wanted an object")
-    _check_fields(f"{where} ({entry['effect']}): parameters", parameters, rule.parameters)
+def parse_effects(entries: Any, argument: str) -> Intervention:
+    """An intervention from a list of effects in the format of packs."""
+    _check_structure(argument, {"effects": entries}, _validator())
+    return Intervention(effects=tuple(_effect(f"{argument}[{i}]", entry) for i, entry in enumerate(entries)))
+
+
+def needs(intervention: Intervention) -> tuple[list[str], bool]:
+    """What must be known of a model first: names of steering vectors, and whether induction heads."""
+    vectors: set[str] = set()
+    induction = False
+    for effect in intervention.effects:
+        source = getattr(effect, "source", None)
+        vectors |= set(source.names) if source is not None else set()
+        against = getattr(effect, "against", None)
+        if isinstance(against, Intervention):
+            more, heads = needs(against)
+            vectors, induction = vectors | set(more), induction or heads
+        induction = induction or getattr(effect, "heads", None) == INDUCTION
+    return sorted(vectors), induction
+
+
+def schema() -> dict:
+    """The JSON Schema of a pack, made from the dose table."""
+    effect = {
+        "type": "object",
+        "required": ["effect", "weight"],
+        "properties": {
+            "effect": {"enum": sorted(RULES)},
+            "weight": {"type": "number", "minimum": 0, "maximum": 1},
+            "direction": {"enum": ["up", "down"]},
+            "parameters": {"type": "object"},
+            "where": {"type": "object"},
+        },
+        "additionalProperties": False,
+        "allOf": [
+            {
+                "if": {"properties": {"effect": {"const": name}}},
+                "then": {
+                    "properties": {
+                        "direction": {"enum": list(rule.directions)},
+                        "parameters": {"properties": dict(rule.parameters), "additionalProperties": False},
+                    }
+                    # `up` is what a missing direction means.
+                } | ({} if "up" in rule.directions else {"required": ["direction"]}),
+            }
+            for name, rule in RULES.items()
+        ],
+    }  # fmt: skip
+    text = {"type": "string"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "nmjax pack",
+        "type": "object",
+        "required": ["effects"],
+        "properties": {
+            "schema": {"const": SCHEMA},
+            "name": text,
+            "description": text,
+            "category": text,
+            "effects": {"type": "array", "items": effect},
+        },
+        "additionalProperties": False,
+    }
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(schema())
+
+
+def _check_depth(where: str, spec: Any) -> None:
+    """Raises PackError for nesting that no pack needs and that would exhaust whoever walks through it."""
+    level = [spec]
+    for _ in range(DEEPEST):
+        level = [item for node in level if isinstance(node, dict | list) for item in
+                 (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        if not level:
+            return
+    raise PackError(f"{where}: nested deeper than {DEEPEST} levels")
+
+
+def _check_structure(where: str, spec: Any, validator) -> None:
+    """Raises PackError for the first thing, in reading order, that the schema forbids."""
+    errors = sorted(validator.iter_errors(spec), key=lambda error: [str(part) for part in error.absolute_path])
+    if not errors:
+        return
+    error = errors[0]
+    path = list(error.absolute_path)
+    if path[:1] == ["effects"] and len(path) > 1:
+        entry = spec["effects"][path[1]]
+        kind = entry.get("effect") if isinstance(entry, dict) else None
+        where += f": effects[{path[1]}]" + (f" ({kind})" if isinstance(kind, str) and kind in RULES else "")
+        path = path[2:]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    raise PackError(f"{where}: {_said(place, error)}")
+
+
+def _said(place: str, error: jsonschema.ValidationError) -> str:
+    """One violation in this project's words."""
+    seen, wanted = error.instance, error.validator_value
+    value = f"{place or 'it'}={seen!r}"[:200]
+    if error.validator == "additionalProperties":
+        allowed = list(error.schema.get("properties", {}))
+        unknown = sorted(set(seen) - set(allowed))[0]
+        inside = f"{place}: " if place else ""
+        return f"{inside}unknown field {unknown!r}, wanted one of {allowed or 'none'}"
+    if error.validator == "required":
+        missing = next(name for name in wanted if name not in seen)
+        allowed = error.schema.get("properties", {}).get(missing, {}).get("enum")
+        return f"{missing} is missing, wanted one of {allowed}" if allowed else f"{missing} is missing"
+    if error.validator == "type":
+        kinds = wanted if isinstance(wanted, list) else [wanted]
+        return f"{value}, wanted {' or '.join(_KINDS[kind] for kind in kinds)}"
+    if error.validator in ("minimum", "maximum"):
+        low, high = error.schema.get("minimum", "-inf"), error.schema.get("maximum")
+        return f"{value}, wanted a number from {low} to {high}" if high is not None else f"{value}, wanted >= {low}"
+    if error.validator in ("enum", "const"):
+        return f"{value}, wanted {f'one of {wanted}' if error.validator == 'enum' else repr(wanted)}"
+    return f"{value}: {error.message[:200]}"
+
+
+_KINDS = {
+    "object": "an object", "array": "a list", "string": "text", "number": "a number", "integer": "an integer",
+}  # fmt: skip
+
+
+def _effect(where: str, entry: dict) -> Effect:
+    name, weight, up = entry["effect"], entry["weight"], entry.get("direction", "up") == "up"
     try:
-        effect = rule.build(float(weight), direction == "up", **parameters)
+        effect = RULES[name].build(float(weight), up, **entry.get("parameters", {}))
+        selection = entry.get("where")
         return effect if selection is None else effect.on(**selection)
-    except (TypeError, ValueError) as error:
-        raise PackError(f"{where} ({entry['effect']}): {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PackError(f"{where} ({name}): {error}") from error
 
 
-def _check_fields(where: str, given: dict, allowed: tuple[str, ...]) -> None:
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise PackError(f"{where}: unknown field {unknown[0]!r}, wanted one of {allowed or 'none'}")
+def vectors_of(interventions: Sequence[Intervention]) -> list[str]:
+    """Names of the steering vectors that any of them needs."""
+    return sorted({name for iv in interventions for name in needs(iv)[0]})

@@ -44,9 +44,9 @@ def _check_plain_name(kind: str, name: str) -> None:
         raise ValueError(f"{kind} name {name!r} must be one plain name, without folders")
 
 
-def packs_dir() -> Path:
-    """The first folder of packs. Raises FileNotFoundError if there is none."""
-    return _existing("packs")[0]
+def pack_dirs() -> list[Path]:
+    """The folders of packs, first choice first. Raises FileNotFoundError if there is none."""
+    return _existing("packs")
 
 
 def find_pack_file(name: str) -> Path:

@@ -8,18 +8,39 @@ import jax
 import numpy as np
 
 from nmjax.interventions.compose import Intervention, batch
-from nmjax.interventions.effect import Effect
+from nmjax.interventions.effect import Context, Effect, plain_context
+from nmjax.interventions.inputs import Preface, preface_ids, with_preface
+from nmjax.interventions.sampler import Contrast
 from nmjax.lm import LanguageModel
 
 
 class Rows(flax.struct.PyTreeNode):
-    """One batch. Left padding puts every row's next token into the same cache slot."""
+    """One batch. Left padding puts every row's next token into the same cache slot.
+
+    Behind the rows that were asked for stand hidden ones, if a `contrast` wants them: copies of its row under another
+    intervention, which are given the tokens that their row chooses.
+    """
 
     tokens: np.ndarray  # int32 [B, T]
     mask: np.ndarray  # bool [B, T], True at real tokens
-    prompt_len: np.ndarray  # int32 [B]
+    prompt_len: np.ndarray  # int32 [B], a hidden preface included
     effects: tuple[Effect, ...]
     keys: jax.Array  # PRNG keys [B]
+    preface: np.ndarray | None = None  # int32 [B, 2]: first position and length of a hidden preface
+    owner: np.ndarray | None = None  # int32 [B]: the row whose tokens a row follows, mostly itself
+    rival: np.ndarray | None = None  # int32 [B]: the row that a row is contrasted with, mostly itself
+
+    def context(self) -> Context:
+        """Where the tokens of a pass over all of `tokens` sit."""
+        return plain_context(self.tokens, self.mask, self.prompt_len, self.preface).replace(keys=self.keys)
+
+    def follow(self, values):
+        """`values` [asked-for rows, ...] for all rows: hidden ones get those of their owner."""
+        return values if self.owner is None else values[self.owner]
+
+    def rivals(self, logits) -> jax.Array | None:
+        """The logits [B, V] that each row is contrasted with."""
+        return None if self.rival is None else logits[self.rival]
 
 
 def bucket(length: int) -> int:
@@ -37,21 +58,46 @@ def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[li
     return [lm.encode(prompt, f"{argument}[{i}]") for i, prompt in enumerate(prompts)]
 
 
+def prefaced(
+    lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention]
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Every row's ids with its hidden preface, and the first position and length of that (0 long where there is none)."""
+    hidden = {id(iv): preface_ids(lm, iv.effects) for iv in interventions}
+    both = [with_preface(row, hidden[id(iv)], lm.config.bos_id) for row, iv in zip(ids, interventions, strict=True)]
+    return [row for row, _ in both], [span for _, span in both]
+
+
 def make_rows(
-    lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention], width: int, keys, prompt_len=None
-) -> Rows:
-    """Pads `ids` on the left to `width` and binds one intervention a row.
+    lm: LanguageModel, ids: list[list[int]], spans: list[tuple[int, int]], interventions: Sequence[Intervention],
+    width: int, keys, prompt_len=None,
+) -> Rows:  # fmt: skip
+    """Pads `ids` on the left to `width`, adds hidden rows and binds one intervention a row.
 
     Args:
-      prompt_len: how many of each row's ids are prompt [B]; None = all.
+      ids, spans: what `prefaced` returned.
+      prompt_len: how many of each row's ids are preface and prompt [B]; None = all.
     Raises:
-      ValueError: a where-selection that holds none of its row's prompt.
+      ValueError: a where-selection that holds none of its row's prompt, or several contrasts in one row.
     """
-    lengths = [len(row) for row in ids] if prompt_len is None else prompt_len
-    for i, (iv, length) in enumerate(zip(interventions, lengths, strict=True)):
+    lengths = [len(row) for row in ids] if prompt_len is None else list(prompt_len)
+    for i, (iv, length, (_, hidden)) in enumerate(zip(interventions, lengths, spans, strict=True)):
         for effect in iv.effects:
             if effect.where is not None:
-                effect.where.check(length, f"packs[{i}] {type(effect).__name__}")
+                effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
+    owner = list(range(len(ids)))
+    rival = list(owner)
+    interventions = list(interventions)
+    for i, iv in enumerate(interventions[:]):
+        contrasts = [effect for effect in iv.effects if isinstance(effect, Contrast)]
+        if len(contrasts) > 1:
+            raise ValueError(f"packs[{i}] holds {len(contrasts)} contrasts, wanted at most one in a row")
+        for effect in contrasts:
+            rival[i] = len(owner)
+            rival.append(len(owner))
+            owner.append(i)
+            interventions.append(effect.against)
+    contrasted = len(owner) > len(ids)
+    ids, spans, lengths = ([values[i] for i in owner] for values in (ids, spans, lengths))
     tokens = np.zeros((len(ids), width), np.int32)
     mask = np.zeros((len(ids), width), bool)
     for i, row in enumerate(ids):
@@ -61,9 +107,18 @@ def make_rows(
         tokens=tokens,
         mask=mask,
         prompt_len=np.asarray(lengths, np.int32),
-        effects=batch(interventions, lm),
-        keys=keys,
+        effects=batch([_without_prefaces(iv) for iv in interventions], lm),
+        keys=keys[np.asarray(owner)] if contrasted else keys,
+        preface=np.asarray(spans, np.int32) if any(length for _, length in spans) else None,
+        owner=np.asarray(owner, np.int32) if contrasted else None,
+        rival=np.asarray(rival, np.int32) if contrasted else None,
     )
+
+
+def _without_prefaces(iv: Intervention) -> Intervention:
+    if not any(isinstance(effect, Preface) for effect in iv.effects):
+        return iv
+    return iv.replace(effects=tuple(effect for effect in iv.effects if not isinstance(effect, Preface)))
 
 
 def row_keys(seed, row_ids, rows: int, copies: int = 1) -> jax.Array:
@@ -139,14 +194,18 @@ def rows_that_fit(lm: LanguageModel, slots: int) -> int:
     return max(1, int(free // 2 // (stored + working)))
 
 
-def chunks(lm: LanguageModel, rows: int, slots: int, batch_size: int | None) -> list[tuple[list[int], int]]:
+def chunks(
+    lm: LanguageModel, interventions: Sequence[Intervention], slots: int, batch_size: int | None
+) -> list[tuple[list[int], int]]:
     """Row indices of each batch, and how many of them count: the last is filled up with its first row.
 
     `batch_size` rows together; None = as many rows of `slots` tokens as fit in memory.
     """
+    rows = len(interventions)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size={batch_size!r}, wanted an integer >= 1")
-    size = min(rows, batch_size or rows_that_fit(lm, slots))
+    hidden = any(isinstance(effect, Contrast) for iv in interventions for effect in iv.effects)
+    size = min(rows, batch_size or max(1, rows_that_fit(lm, slots) // (1 + hidden)))
     parts = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
     return [(part + part[:1] * (size - len(part)), len(part)) for part in parts]
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import plain_context, static
+from nmjax.interventions.effect import static
 from nmjax.interventions.sites import act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, notes, row_keys
+from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, notes, prefaced, row_keys
 
 FLOOR = 1e-12  # the probability of a choice that truncation removed
 
@@ -57,6 +57,7 @@ def score_choices(
     interventions = as_rows(packs, len(ids))
     keys = row_keys(seed, row_ids, len(ids))
     stems, endings = _split_all(lm, prompts, ids, choices)
+    stems, spans = prefaced(lm, stems, interventions)
     longest = max(len(ending) for row in endings for ending in row)
     extra = [max(len(ending) for ending in row) - 1 for row in endings]
     check_context(lm, [len(stem) for stem in stems], extra, "tokens of a choice")
@@ -66,20 +67,22 @@ def score_choices(
     if width is not None and width < needed:
         raise ValueError(f"width={width}, wanted at least {needed}, the longest prompt with its choices")
     batches = []
-    for take, real in chunks(lm, len(ids), width or needed, batch_size):
+    for take, real in chunks(lm, interventions, width or needed, batch_size):
         # With one token a choice, the prompt's last position scores them all; else every choice is a row of its own.
         source = [i for i in take for _ in range(1 if longest == 1 else len(endings[i]))]
         tails = [[()] if longest == 1 else [ending[:-1] for ending in endings[i]] for i in take]
         texts = [stems[i] + list(tail) for i, row in zip(take, tails, strict=True) for tail in row]
         lengths = [len(stems[i]) for i in source]
         rows = make_rows(
-            lm, texts, [interventions[i] for i in source], width or needed, keys[np.asarray(source)], lengths
-        )
-        batches.append((rows, _targets([endings[i] for i in take], longest), len(take), real))
+            lm, texts, *([values[i] for i in source] for values in (spans, interventions)), width or needed,
+            keys[np.asarray(source)], lengths,
+        )  # fmt: skip
+        targets = _targets([endings[i] for i in take], longest)
+        batches.append((rows, targets, len(take), real))
     parts = []
     for rows, targets, count, real in batches:  # after all are made, so that bad input is found before any compute
-        scores = _score(lm.module, lm.params, rows, targets)
-        parts.append([x.reshape(count, -1)[:real] for x in scores])
+        scores = _score(lm.module, lm.params, rows, rows.follow(targets))
+        parts.append([x[: len(targets)].reshape(count, -1)[:real] for x in scores])
     scores = _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
     return scores.replace(notes=tuple(notes(interventions)))
 
@@ -143,7 +146,7 @@ def _targets(endings: list[list[tuple[int, ...]]], longest: int) -> np.ndarray:
 def _score(module, params, rows: Rows, targets):
     """Per row and candidate: log-probability after and before the `logits` site, and whether truncation keeps it."""
     T, P = rows.tokens.shape[1], targets.shape[1]
-    ctx = plain_context(rows.tokens, rows.mask, rows.prompt_len).replace(keys=rows.keys)
+    ctx = rows.context()
     hidden = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
     logits = module.apply({"params": params}, hidden[:, T - P :], method="unembed")
     softeners = tuple(effect for effect in rows.effects if not effect.truncates)
@@ -152,7 +155,10 @@ def _score(module, params, rows: Rows, targets):
     for p in range(P):
         column, target = T - P + p, targets[:, p]
         here = ctx.replace(
-            q_pos=ctx.q_pos[:, column : column + 1], tokens=rows.tokens[:, column : column + 1], counts=counts
+            q_pos=ctx.q_pos[:, column : column + 1],
+            tokens=rows.tokens[:, column : column + 1],
+            counts=counts,
+            rivals=rows.rivals(logits[:, p]),
         )
         real, index = target >= 0, jnp.maximum(target, 0)
 

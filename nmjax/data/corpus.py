@@ -180,9 +180,8 @@ class Windows:
     distracts from how a question is answered; then it is `lengths[1]`. Documents are drawn from BASICS for the first
     `basics` steps, then from MIXTURE.
 
-    A share `repeated` of the rows (first number: in the first `basics` steps) is a block of random tokens tiled to fill
-    the window. Blocks have 2 to `tile` tokens where `tile` grows with the step from `tile_start` to `tile_end` (reached
-    after `tile_ramp` steps): short blocks start the formation of induction heads, long ones make them general.
+    A share `repeated` of the rows (first number: in the first `basics` steps) is a block of random tokens, of any length
+    up to half a window, tiled to fill the window.
 
     Attributes:
         world, tokenizer: what documents are about, and the fast tokenizer (of `tokenizers`) that encodes them.
@@ -198,13 +197,9 @@ class Windows:
     steps: int
     tokens: int = 2048
     lengths: tuple[int, int] = (48, 128)
-    switch: int = 2400
-    basics: int = 800
-    repeated: tuple[float, float] = (0.5, 0.25)
-    shuffled: float = 0.6
-    tile_start: int = 8
-    tile_end: int = 60
-    tile_ramp: int = 2800
+    switch: int = 900
+    basics: int = 400
+    repeated: tuple[float, float] = (0.3, 0.1)
     seed: int = 0
 
     def __len__(self) -> int:
@@ -217,41 +212,19 @@ class Windows:
         rows = max(1, self.tokens // length)
         copies = round(rows * self.repeated[step >= self.basics])
         mixture = BASICS if step < self.basics else MIXTURE
-        shuffled = round(copies * self.shuffled)
-        most = 8 if step < self.basics else length // 3
-        windows = [self._shuffled(rng, length, most) for _ in range(shuffled)]
-        windows += [self._repeated(rng, step, length) for _ in range(copies - shuffled)]
+        windows = [self._repeated(rng, length) for _ in range(copies)]
         windows += self._packed(rng, rows - copies, length, mixture)
         tokens, weights = (np.stack(column) for column in zip(*windows, strict=True))
         return {"tokens": tokens.astype(np.int32), "weights": weights[:, 1:].astype(np.float32)}
 
-    def _repeated(self, rng: random.Random, step: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """A tiled block after BOS; the first copy cannot be predicted and has weight 0."""
-        progress = min(1.0, step / self.tile_ramp)
-        longest = round(self.tile_start + (self.tile_end - self.tile_start) * progress)
-        size = rng.randint(2, max(2, min(longest, length // 2)))
+    def _repeated(self, rng: random.Random, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """A tiled block after BOS; what can't be known, the first copy and where the second begins, has weight 0."""
+        size = rng.randint(2, length // 2)
         block = [rng.randrange(self.first_word, self.vocab) for _ in range(size)]
         ids = np.resize(np.array(block, np.int32), length)
         weights = np.ones(length + 1, np.float32)
-        weights[: size + 1] = 0.0
+        weights[: size + 2] = 0.0
         return np.concatenate([[self.bos], ids]), weights
-
-    def _shuffled(self, rng: random.Random, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """A few random chunks, `most` tokens in all, after BOS; all of them again and again, always in another order.
-
-        How far back the last occurrence lies says nothing, so only the tokens themselves tell what comes next: heads
-        that copy from a fixed distance, which tiled blocks reward, are of no use. Weighs what can be known.
-        """
-        size = rng.randint(2, min(8, most // 2))
-        count = rng.randint(2, max(2, most // size))
-        chunks = [[rng.randrange(self.first_word, self.vocab) for _ in range(size)] for _ in range(count)]
-        ids, weights = [self.bos], [0.0]
-        while len(ids) <= length:
-            known = len(ids) > 1 + size * (len(chunks) - 1)
-            for chunk in rng.sample(chunks, len(chunks)):
-                ids += chunk
-                weights += [0.0] + [2.0 if known else 0.0] * (size - 1)
-        return np.array(ids[: length + 1], np.int32), np.array(weights[: length + 1], np.float32)
 
     def _packed(self, rng: random.Random, rows: int, length: int, mixture: dict) -> list[tuple[np.ndarray, np.ndarray]]:
         """`rows` windows filled with whole documents, the last one of a window cut off."""

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from nmjax.interventions.draws import number_streams
 from nmjax.interventions.effect import Effect
 from nmjax.interventions.sites import SITES
 from nmjax.interventions.where import Where
@@ -51,6 +52,10 @@ def _described(effect: Effect) -> list:
             return v
         if isinstance(v, tuple):
             return [value(item) for item in v]
+        if isinstance(v, Intervention):
+            return [_described(effect) for effect in v.effects]
+        if dataclasses.is_dataclass(v):
+            return [value(getattr(v, f.name)) for f in dataclasses.fields(v)]
         array = np.asarray(v)
         return [list(array.shape), array.dtype.str, hashlib.sha256(array.tobytes()).hexdigest()]
 
@@ -95,7 +100,8 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
     bound: dict[int, list[Effect]] = {}  # rows often share an intervention: bind each object once
     for iv in interventions:
         if id(iv) not in bound:
-            bound[id(iv)] = [_bind(effect, as_intervention(iv).name, lm) for effect in as_intervention(iv).effects]
+            effects = [_bind(effect, as_intervention(iv).name, lm) for effect in as_intervention(iv).effects]
+            bound[id(iv)] = number_streams(effects)
     keyed = {key: _keyed(effects) for key, effects in bound.items()}
 
     slots: list = []

@@ -39,11 +39,18 @@ class Context(flax.struct.PyTreeNode):
     q_pos: jax.Array  # int32 [B, T]; -1 at padding
     k_pos: jax.Array  # int32 [B, S]; -1 in an empty slot
     tokens: jax.Array  # int32 [B, T]
-    prompt_len: jax.Array  # int32 [B]
+    prompt_len: jax.Array  # int32 [B]; a hidden preface counts
     slot: jax.Array | int = 0  # the first cache slot that this chunk is written to
     layer: jax.Array | None = None  # int32 [], traced: index arrays with it; None outside the blocks
     counts: jax.Array | None = None  # int32 [B, V], how often a token was generated; only at `logits`
+    rivals: jax.Array | None = None  # float32 [B, V], logits of the row each is contrasted with; only at `logits`
     keys: jax.Array | None = None  # PRNG keys [B], one stream a row
+    preface: jax.Array | None = None  # int32 [B, 2]: first position and length of a hidden preface; None: no row has one
+
+    @property
+    def written(self) -> jax.Array:
+        """int32 [B]: the number, from 0, of the generated token that the last query decides."""
+        return self.q_pos[:, -1] + 1 - self.prompt_len
 
     @property
     def valid(self) -> jax.Array:
@@ -51,12 +58,12 @@ class Context(flax.struct.PyTreeNode):
         return self.k_pos >= 0
 
 
-def plain_context(tokens, mask=None, prompt_len=None) -> Context:
+def plain_context(tokens, mask=None, prompt_len=None, preface=None) -> Context:
     """The context of a pass over whole rows without a cache, padded on either side; `mask` [B, T]: real tokens."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1).astype(jnp.int32)
     length = real.sum(axis=1).astype(jnp.int32) if prompt_len is None else prompt_len
-    return Context(q_pos=positions, k_pos=positions, tokens=tokens, prompt_len=length)
+    return Context(q_pos=positions, k_pos=positions, tokens=tokens, prompt_len=length, preface=preface)
 
 
 def shared(**kwargs) -> Any:
@@ -163,7 +170,7 @@ def _one_row(site: str, effect: Effect, x, ctx: Context):
     if effect.where is not None:
         # `logits` at a position decide the token after it, so there the selected position is the one being written.
         position = ctx.q_pos if site in QUERY_AXIS else ctx.q_pos[:, -1:] + 1
-        chosen = effect.where.mask(position, ctx.tokens[:, -position.shape[1] :], ctx.prompt_len)
+        chosen = effect.where.mask(position, ctx.tokens[:, -position.shape[1] :], ctx.prompt_len, ctx.preface)
         shape = [1] * x.ndim
         shape[QUERY_AXIS.get(site, 0)] = -1
         y = jnp.where(chosen.reshape(shape), y, x)

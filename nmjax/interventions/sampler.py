@@ -1,11 +1,13 @@
 """Effects on the next-token distribution, applied to the logits before the caller's own temperature and cuts."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import Effect, check_number
+from nmjax.interventions.effect import Effect, check_number, static
 from nmjax.sampling import keep_top_k, keep_top_p
 
 COLDEST = 0.05  # a temperature never falls below this, nor a nucleus below NARROWEST, however high the dose
@@ -32,6 +34,50 @@ def temperature(value: float) -> Temperature:
     """Sampling temperature: at dose d, `max(0.05, 1 + d (value - 1))`. Multiplies the caller's own temperature."""
     value = check_number("temperature: value", value, "a positive number", lambda number: number > 0)
     return Temperature(change=np.float32(value - 1.0), floor=np.float32(min(COLDEST, value)))
+
+
+class PulseTemperature(Effect):
+    """Divides logits by `max(0.05, 1 + dose * (base - 1) - dose * delta * pulse(t))`, t the generated token's number."""
+
+    delta: Any
+    base: Any
+    period: Any  # tokens
+    width: Any
+    blends = False
+    keeps_best = True
+
+    def logits(self, x, ctx):
+        pulse = ctx.written % self.period.astype(jnp.int32) < self.width
+        value = 1 + self.dose * (self.base - 1) - self.dose * self.delta * pulse
+        return x / jnp.maximum(COLDEST, value)[:, None]
+
+    def clamps(self):
+        value = 1 + self.dose * (self.base - 1) - self.dose * self.delta
+        return [f"pulse_temperature {value:g} raised to {COLDEST:g}"] if value < COLDEST else []
+
+
+def pulse_temperature(delta: float, period: int = 20, width: int = 5, base: float = 1.0) -> PulseTemperature:
+    """Lowers the temperature in pulses: `base - delta` for the first `width` of every `period` generated tokens.
+
+    At dose d, with t the row's own generated-token number from 0: `1 + d (base - 1)`, less `d delta` where
+    `t mod period < width`, and never below 0.05.
+
+    Args:
+      delta: a negative one heats.
+      period, width: tokens, 1 <= width <= period.
+      base: > 0.
+    """
+    delta = check_number("pulse_temperature: delta", delta, "a finite number")
+    base = check_number("pulse_temperature: base", base, "a positive number", lambda number: number > 0)
+    period = check_number("pulse_temperature: period", period, "an integer >= 1", _count)
+    wanted = f"an integer from 1 to the period, {period:g}"
+    width = check_number("pulse_temperature: width", width, wanted, lambda number: _count(number) and number <= period)
+    values = dict(delta=delta, base=base, period=period, width=width)
+    return PulseTemperature(**{name: np.float32(value) for name, value in values.items()})
+
+
+def _count(number: float) -> bool:
+    return number >= 1 and number.is_integer()
 
 
 class TopP(Effect):
@@ -76,18 +122,151 @@ def top_k(value: int) -> TopK:
     return TopK(k=np.float32(k or np.inf))
 
 
-class FrequencyPenalty(Effect):
-    """Subtracts `dose * penalty * count` from each generated token's logit (as OpenAI does: not the prompt)."""
+class MinP(Effect):
+    """Removes tokens less likely than `min(1, dose * share)` times the likeliest."""
 
-    penalty: Any
+    share: Any
+    blends = False
+    truncates = True
+    keeps_best = True
+
+    def logits(self, x, ctx):
+        return jnp.where(x >= x.max(-1, keepdims=True) + jnp.log(jnp.minimum(self.dose * self.share, 1)), x, -jnp.inf)
+
+    def clamps(self):
+        value = self.dose * self.share
+        return [f"min_p {value:g} lowered to 1"] if value > 1 else []
+
+
+def min_p(value: float) -> MinP:
+    """Keeps tokens at least `d value` times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all."""
+    value = check_number("min_p: value", value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+    return MinP(share=np.float32(value))
+
+
+class CountPenalty(Effect):
+    """Subtracts `dose * (each * count + once * [count > 0])` from the logit of every generated token (not the prompt)."""
+
+    each: Any
+    once: Any
     blends = False
     reads_counts = True
 
     def logits(self, x, ctx):
-        return x - (self.dose * self.penalty)[:, None] * ctx.counts
+        return x - self.dose[:, None] * (self.each[:, None] * ctx.counts + self.once[:, None] * (ctx.counts > 0))
 
 
-def frequency_penalty(value: float) -> FrequencyPenalty:
-    """Makes each repetition of a generated token less likely by `value` nats; negative values encourage repetition."""
-    value = check_number("frequency_penalty: value", value, "a finite number")
-    return FrequencyPenalty(penalty=np.float32(value))
+def frequency_penalty(value: float) -> CountPenalty:
+    """Makes a generated token less likely by `d value` nats for each time it was generated (as OpenAI does).
+
+    Negative values encourage repetition.
+    """
+    return CountPenalty(each=_penalty("frequency_penalty: value", value), once=np.float32(0))
+
+
+def presence_penalty(value: float) -> CountPenalty:
+    """Makes a token that was generated at all less likely by `d value` nats (as OpenAI does)."""
+    return CountPenalty(each=np.float32(0), once=_penalty("presence_penalty: value", value))
+
+
+def repetition_penalty(beta: float) -> CountPenalty:
+    """`logits[token] -= d beta count(token)` over generated tokens: the reference methodology's companion of QK scaling.
+
+    Not the division of the same name in Hugging Face, which depends on the sign of a logit. It is the formula of
+    `frequency_penalty`, under the name that the methodology gives it.
+    """
+    return CountPenalty(each=_penalty("repetition_penalty: beta", beta), once=np.float32(0))
+
+
+def _penalty(argument: str, value) -> np.float32:
+    return np.float32(check_number(argument, value, "a finite number"))
+
+
+class BiasTokens(Effect):
+    """Adds `dose * bias[token]` to the logits."""
+
+    bias: Any  # unbound: (nats on the words, nats on the opposites); bound: [V]
+    words: Any = static(default=())
+    opposites: Any = static(default=())
+    blends = False
+
+    def bind(self, lm):
+        here, there = (first_token_ids(lm, words) for words in (self.words, self.opposites))
+        if here == there:
+            raise ValueError("bias_tokens: words and opposites begin with the same tokens of this model")
+        bias = np.zeros(lm.config.vocab, np.float32)
+        # A token that both lists begin with says nothing about either.
+        bias[sorted(here - there)], bias[sorted(there - here)] = self.bias
+        return self.replace(bias=bias, words=(), opposites=())
+
+    def logits(self, x, ctx):
+        return x + self.dose[:, None] * self.bias
+
+
+def bias_tokens(words: Sequence[str], bias: float, opposites: Sequence[str] = (), against: float = 0.0) -> BiasTokens:
+    """Makes the words likelier by `d bias` nats, and the opposites by `d against`, at the token each begins with.
+
+    Args:
+      words, opposites: each counts with and without a leading space, as written and capitalised.
+      bias, against: nats; a negative one makes less likely.
+    """
+    lists = []
+    for name, given in (("words", words), ("opposites", opposites)):
+        if isinstance(given, str) or not all(isinstance(word, str) and word.strip() for word in given):
+            raise ValueError(f"bias_tokens: {name}={given!r}, wanted a list of words")
+        lists.append(tuple(given))
+    if not lists[0]:
+        raise ValueError("bias_tokens: words is empty, wanted at least one word")
+    nats = [check_number(f"bias_tokens: {n}", v, "a finite number") for n, v in (("bias", bias), ("against", against))]
+    return BiasTokens(bias=np.asarray(nats, np.float32), words=lists[0], opposites=lists[1])
+
+
+def first_token_ids(lm, words: Sequence[str]) -> set[int]:
+    """The tokens that the words begin with, in all their spellings; one that only holds white space doesn't count.
+
+    Raises:
+      ValueError: the model has no tokenizer.
+    """
+    if words and lm.tokenizer is None:
+        raise ValueError("bias_tokens: this model has no tokenizer, so it has no words")
+    found = set()
+    for word in words:
+        for spelling in (word, word.capitalize()):
+            for text in (spelling, f" {spelling}"):
+                ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+                found.add(next(i for i in ids if lm.tokenizer.decode([i]).strip()))
+    return found
+
+
+class Contrast(Effect):
+    """Subtracts `dose * alpha` times the log-probabilities of the same row under another intervention."""
+
+    alpha: Any
+    against: Any = static(default=None)  # unbound: an Intervention; bound: None
+    blends = False
+
+    def bind(self, lm):
+        return self.replace(against=None)
+
+    def logits(self, x, ctx):
+        return x - (self.dose * self.alpha)[:, None] * jax.nn.log_softmax(ctx.rivals)
+
+
+def contrast(against: Any, alpha: float = 0.5) -> Contrast:
+    """Contrastive decoding (Li et al. 2023) against the same model under another intervention.
+
+    `logits - d alpha log p_other`: what the other run finds likely, too, becomes less likely. The other run is a hidden
+    row of the same batch, with the same tokens, so it costs one row; rows without this effect have none. Combine it
+    with `min_p`, which keeps it from promoting what the model itself finds absurd.
+
+    Args:
+      against: an effect or intervention; contrasts within it are an error.
+      alpha: >= 0.
+    """
+    from nmjax.interventions.compose import as_intervention  # which builds on effects
+
+    other = as_intervention(against, "contrast: against")
+    if any(isinstance(effect, Contrast) for effect in other.effects):
+        raise ValueError("contrast: against holds a contrast itself, wanted an intervention without one")
+    alpha = check_number("contrast: alpha", alpha, "a finite number >= 0", lambda number: number >= 0)
+    return Contrast(alpha=np.float32(alpha), against=other)

@@ -13,6 +13,8 @@ import numpy as np
 
 THIRDS = ("shallow", "mid", "deep")
 LAYER_NAMES = ("all", "last", *THIRDS)
+INDUCTION = "induction"  # a selection of heads by what they do
+ON_EMPTY = ("error", "middle", "none")
 
 
 def layer_mask(layers: Any, count: int) -> np.ndarray:
@@ -52,6 +54,29 @@ def head_mask(heads: Any, count: int) -> np.ndarray:
     return mask
 
 
+def chosen_heads(lm, layers: Any, heads: Any, on_empty: str | None = None) -> np.ndarray:
+    """float32 [L, N], 1 at the heads that `heads` selects in the layers that `layers` selects.
+
+    Raises:
+      ValueError: as `layer_mask` and `head_mask` do; no induction head in these layers where `on_empty="error"`.
+    """
+    L, N = lm.config.layers, lm.config.heads
+    inside = layer_mask(layers, L)[:, None]
+    if heads != INDUCTION:
+        return (inside & head_mask(heads, N)).astype(np.float32)
+    from nmjax.induction import induction_heads  # it runs the model, so it stands above this module
+
+    chosen = inside & induction_heads(lm, on_empty="none")
+    if not chosen.any() and on_empty == "error":
+        raise ValueError(
+            f"heads='induction': this model has no induction heads in layers={layers!r} (see python -m "
+            "experiments.induction_heads); wanted other layers, head indices, or on_empty='middle' or 'none'"
+        )
+    if not chosen.any() and on_empty == "middle":
+        chosen = inside & head_mask([(N - 1) // 2, N // 2], N)
+    return chosen.astype(np.float32)
+
+
 def checked_layers(layers: Any) -> Any:
     """A hashable copy of a selection of layers. Raises ValueError for what no number of layers would make legal."""
     if isinstance(layers, str):
@@ -61,9 +86,16 @@ def checked_layers(layers: Any) -> Any:
     return _checked_items("layers", layers, fractions=True)
 
 
-def checked_heads(heads: Any) -> Any:
-    """A hashable copy of a selection of heads, None = all. Raises ValueError as `checked_layers` does."""
-    return None if heads is None else _checked_items("heads", heads, fractions=False)
+def checked_heads(heads: Any, on_empty: str | None = None) -> Any:
+    """A hashable copy of a selection of heads, None = all. Raises ValueError as `checked_layers` does.
+
+    With `on_empty` (one of ON_EMPTY), "induction" is a selection, too.
+    """
+    if on_empty is not None and on_empty not in ON_EMPTY:
+        raise ValueError(f"on_empty={on_empty!r}, wanted one of {ON_EMPTY}")
+    if heads is None or (on_empty is not None and isinstance(heads, str) and heads == INDUCTION):
+        return heads
+    return _checked_items("heads", heads, fractions=False)
 
 
 def _checked_items(name: str, selection: Any, fractions: bool) -> Any:
@@ -124,13 +156,25 @@ class Where(flax.struct.PyTreeNode):
     no_prompt: Selection
     no_generation: Selection
 
-    def mask(self, position, tokens, prompt_len):
-        """bool [B, T]: may the effect act on these tokens?"""
+    def mask(self, position, tokens, prompt_len, preface=None):
+        """bool [B, T]: may the effect act on these tokens? A hidden preface belongs to `prompt="all"` and nothing else.
+
+        Args:
+          position: int32 [B, T].
+          tokens: int32 [B, T].
+          prompt_len: int32 [B], the preface included.
+          preface: int32 [B, 2], its first position and its length; None: there is none.
+        """
+        preface = jnp.zeros((len(position), 2), jnp.int32) if preface is None else preface
         end = prompt_len[:, None]
         written = position - end
+        start, length = preface[:, :1], preface[:, 1:]
+        hidden = (position >= start) & (position < start + length)
+        place = jnp.where(position < start, position, position - length)  # in the prompt as its author wrote it
+        visible_len = prompt_len - preface[:, 1]
 
         def pick(prompt, generation):
-            in_prompt = prompt.hits(position, prompt_len, tokens)
+            in_prompt = jnp.where(hidden, prompt.everything[:, None], prompt.hits(place, visible_len, tokens))
             return jnp.where(position < end, in_prompt, generation.hits(written, jnp.zeros_like(prompt_len), tokens))
 
         return pick(self.prompt, self.generation) & ~pick(self.no_prompt, self.no_generation)

@@ -8,6 +8,7 @@ read it from `cases.json`.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,53 @@ CASES = {
     ],
 }
 
+# The rest of the vocabulary, run as a batch of its own.
+MORE = {
+    "scale_heads": [("scale_heads", {"factor": 2.5, "heads": [0, 3], "layers": [0, 2]}, 0.7, None)],
+    "scale_heads_down": [("scale_heads", {"factor": 0.2}, 0.5, None)],
+    "oscillate_sine": [("oscillate_attention", {"amplitude": 0.8, "rate": 0.7}, 0.9, None)],
+    "oscillate_square": [
+        ("oscillate_attention", {"amplitude": 0.9, "wave": "square", "period": 6, "layers": [1]}, 1.0, None)
+    ],
+    "anchor": [("anchor_attention", {"bias": 2.0, "first": 3}, 0.8, None)],
+    "anchor_down": [("anchor_attention", {"bias": -3.0, "first": 1, "layers": [1, 2]}, 1.0, None)],
+    "recency": [("bias_positions", {"bias": 3.0, "shape": "recency"}, 0.9, None)],
+    "history": [("bias_positions", {"bias": 3.0, "shape": "history", "layers": [0, 1]}, 1.0, None)],
+    "middle": [("bias_positions", {"bias": -4.0, "shape": "middle"}, 0.5, None)],
+    "decay_value": [("decay_kv", {"rate": 0.2, "mode": "value"}, 0.7, None)],
+    "decay_value_some": [("decay_kv", {"rate": 0.4, "mode": "value", "layers": [2]}, 1.0, None)],
+    "window": [("window_kv", {"n": 5}, 1.0, None)],
+    "window_half": [("window_kv", {"n": 3, "layers": [0, 2]}, 0.5, None)],
+    "window_soft": [("window_kv", {"n": 4, "edge": "soft"}, 0.8, None)],
+    "stride": [("stride_kv", {"stride": 3, "newest": 2, "first": 1}, 1.0, None)],
+    "stride_partly": [("stride_kv", {"stride": 2, "newest": 4, "first": 0, "layers": [1]}, 0.3, None)],
+    "segment_age": [("segment_kv", {"recent": 1.5, "old": -1.0, "split": 4}, 0.8, None)],
+    "segment_origin": [("segment_kv", {"recent": 2.0, "old": -0.5, "by": "origin"}, 1.0, None)],
+    "segment_rates": [("decay_segments", {"recent": 0.05, "old": 0.4, "split": 5}, 1.0, None)],
+    "segment_rates_origin": [("decay_segments", {"recent": 0.0, "old": 0.3, "by": "origin"}, 0.7, None)],
+    "clamp": [("clamp_projection", {"direction": "other", "value": 3.0}, 1.0, None)],
+    "clamp_partly": [("clamp_projection", {"direction": "wide", "value": -2.0, "layers": [1]}, 0.6, None)],
+    "soft_projection": [("soft_projection", {"share": 0.6, "basis": "plane", "layers": [0, 1]}, 0.8, None)],
+    "gain_layers": [("gain_layers", {"gain": 0.7}, 1.0, None)],
+    "gain_layers_down": [("gain_layers", {"gain": -0.5, "layers": [0, 2]}, 0.8, None)],
+    "min_p": [("min_p", {"value": 0.2}, 1.0, None)],
+    "min_p_half": [("min_p", {"value": 0.3}, 0.5, None)],
+    "presence": [("presence_penalty", {"value": 2.5}, 0.8, None)],
+    "repetition": [("repetition_penalty", {"beta": 1.15}, 1.0, None)],
+    "pulse": [("pulse_temperature", {"delta": 0.6, "period": 4, "width": 2}, 0.9, None)],
+    "pulse_from_a_base": [("pulse_temperature", {"delta": 0.8, "period": 3, "width": 1, "base": 1.4}, 1.0, None)],
+    "one_of_each_site": [
+        ("stride_kv", {"stride": 2, "newest": 3, "first": 1}, 0.5, None),
+        ("decay_kv", {"rate": 0.1, "mode": "value"}, 1.0, None),
+        ("oscillate_attention", {"amplitude": 0.5, "rate": 0.4}, 1.0, None),
+        ("gain_layers", {"gain": 0.4}, 1.0, None),
+        ("clamp_projection", {"direction": "other", "value": 2.0, "layers": [2]}, 0.5, None),
+        ("presence_penalty", {"value": 1.0}, 1.0, None),
+        ("pulse_temperature", {"delta": 0.5, "period": 4, "width": 2}, 1.0, None),
+        ("min_p", {"value": 0.05}, 1.0, None),
+    ],
+}
+
 
 def make_weights(seed: int) -> dict[str, np.ndarray]:
     """Random weights under Hugging Face names, large enough that attention is uneven and greedy has no near ties."""
@@ -124,7 +172,7 @@ def make_weights(seed: int) -> dict[str, np.ndarray]:
 
 def make_vectors(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {"wide": (D,), "other": (D,), "by_layer": (L, D)}
+    shapes = {"wide": (D,), "other": (D,), "by_layer": (L, D), "plane": (5, D)}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -147,8 +195,9 @@ class Reference:
             for n in range(N):
                 shared = slice(n // (N // K) * H, (n // (N // K) + 1) * H)
                 query, key = rotate(q[:, n * H : (n + 1) * H]), rotate(k[:, shared])
-                pattern = self.attention(query @ key.T / H**0.5, layer, n, effects)
-                heads.append(self.head_gain(layer, n, effects) * (pattern @ v[:, shared]))
+                pattern = self.attention(query @ key.T / H**0.5, layer, n, prompt_len, effects)
+                gains = [self.head_gain(layer, n, t, effects) for t in range(T)]
+                heads.append(torch.tensor(gains, dtype=torch.float64)[:, None] * (pattern @ v[:, shared]))
             x = x + torch.cat(heads, 1) @ w[p + "self_attn.o_proj.weight"].T
             h = rms_norm(x, w[p + "post_attention_layernorm.weight"])
             gate, up = h @ w[p + "mlp.gate_proj.weight"].T, h @ w[p + "mlp.up_proj.weight"].T
@@ -158,7 +207,7 @@ class Reference:
                 x = torch.where(chosen, self.residual(x, layer, name, arguments, dose), x)
         return rms_norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
 
-    def attention(self, scores, layer, head, effects):
+    def attention(self, scores, layer, head, prompt_len, effects):
         """Raw scores [T, T] of one head -> weights [T, T]."""
         for name, arguments, dose, _ in effects:  # the query site comes first
             if name == "scale_qk" and on_layer(arguments, layer) and head in arguments.get("heads", range(N)):
@@ -171,15 +220,31 @@ class Reference:
                 rate = dose * arguments["rate"]
                 if arguments["mode"] == "score":
                     scores = scores * torch.exp(-rate * age.double())
-                else:
+                elif arguments["mode"] == "logit":
                     scores = scores - rate * age
-        return torch.softmax(scores.masked_fill(age < 0, -torch.inf), 1)
+            elif on_layer(arguments, layer):
+                for query in range(T):
+                    for key in range(query + 1):
+                        scores[query, key] += score_bias(name, arguments, dose, query, key, prompt_len)
+        pattern = torch.softmax(scores.masked_fill(age < 0, -torch.inf), 1)
+        for name, arguments, dose, _ in effects:
+            if name == "decay_kv" and arguments["mode"] == "value" and on_layer(arguments, layer):
+                pattern = pattern * torch.exp(-dose * arguments["rate"] * age.double())
+        return pattern
 
-    def head_gain(self, layer, head, effects) -> float:
+    def head_gain(self, layer, head, position, effects) -> float:
         gain = 1.0
         for name, arguments, dose, _ in effects:
-            if name == "mask_heads" and on_layer(arguments, layer) and head in arguments["heads"]:
+            if not on_layer(arguments, layer) or head not in arguments.get("heads", range(N)):
+                continue
+            if name == "mask_heads":
                 gain *= 1 - dose
+            elif name == "scale_heads":
+                gain *= 1 + dose * (arguments["factor"] - 1)
+            elif name == "oscillate_attention" and arguments.get("wave") == "square":
+                gain *= 1 + dose * arguments["amplitude"] * (position % arguments["period"] < arguments["period"] / 2)
+            elif name == "oscillate_attention":
+                gain *= 1 + dose * arguments["amplitude"] * math.sin(arguments["rate"] * position)
         return gain
 
     def residual(self, x, layer, name, arguments, dose):
@@ -194,6 +259,15 @@ class Reference:
             direction = self.vectors[arguments["direction"]]
             direction = direction / direction.norm()
             return x - dose * (x @ direction)[:, None] * direction
+        if name == "clamp_projection" and on_layer(arguments, layer):
+            direction = self.vectors[arguments["direction"]]
+            direction = direction / direction.norm()
+            return x + dose * (arguments["value"] - x @ direction)[:, None] * direction
+        if name == "soft_projection" and on_layer(arguments, layer):
+            basis = torch.linalg.qr(self.vectors[arguments["basis"]].T).Q
+            return x + dose * arguments["share"] * (x @ basis @ basis.T - x)
+        if name == "gain_layers" and on_layer(arguments, layer):
+            return x * (1 + dose * arguments["gain"] / len(arguments.get("layers", range(L))))
         return x
 
     def final(self, logits, generated: list[int], effects: list) -> torch.Tensor:
@@ -201,9 +275,17 @@ class Reference:
         for name, arguments, dose, _ in effects:
             if name == "temperature":
                 logits = logits / (1 + dose * (arguments["value"] - 1))
-            elif name == "frequency_penalty":
+            elif name == "pulse_temperature":
+                value = 1 + dose * (arguments.get("base", 1) - 1)
+                value -= dose * arguments["delta"] * (len(generated) % arguments["period"] < arguments["width"])
+                logits = logits / max(0.05, value)
+            elif name in ("frequency_penalty", "repetition_penalty", "presence_penalty"):
                 counts = torch.bincount(torch.tensor(generated, dtype=torch.long), minlength=V)
-                logits = logits - dose * arguments["value"] * counts
+                counts = counts.clamp(max=1) if name == "presence_penalty" else counts
+                logits = logits - dose * arguments.get("value", arguments.get("beta")) * counts
+            elif name == "min_p":
+                shares = torch.softmax(logits, 0)
+                logits = logits.masked_fill(shares < dose * arguments["value"] * shares.max(), -torch.inf)
             elif name == "top_k":
                 smallest = torch.sort(logits, descending=True).values[round(arguments["value"] / dose) - 1]
                 logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -243,6 +325,30 @@ def rotate(x):
     return turned
 
 
+def score_bias(name, arguments, dose, query, key, prompt_len) -> float:
+    """What an effect adds to one score in nats."""
+    age = query - key
+    if name == "anchor_attention":
+        return dose * arguments["bias"] * (key < arguments["first"])
+    if name == "bias_positions":
+        place = key / max(query, 1)
+        height = {"recency": place, "history": 1 - place, "middle": min(2 * place, 2 - 2 * place)}
+        return dose * arguments["bias"] * height[arguments["shape"]]
+    if name == "window_kv":
+        width = arguments["n"] / dose
+        if arguments.get("edge") == "soft":
+            return -8 * max(0.0, age / width - 1)
+        return -math.inf if age >= round(width) else 0.0
+    if name == "stride_kv":
+        kept = key % arguments["stride"] == 0 or key < arguments["first"] or age < arguments["newest"]
+        return 0.0 if kept else -8 * dose
+    if name in ("segment_kv", "decay_segments"):
+        recent = key >= prompt_len if arguments.get("by") == "origin" else age < arguments.get("split", 20)
+        value = arguments["recent" if recent else "old"]
+        return dose * value if name == "segment_kv" else -dose * value * age
+    return 0.0
+
+
 def on_layer(arguments, layer) -> bool:
     return layer in arguments.get("layers", range(L))
 
@@ -262,19 +368,10 @@ def prompts() -> list[list[int]]:
     return [rng.integers(3, V, length).tolist() for length in PROMPT_LENGTHS]
 
 
-def main() -> None:
-    from safetensors.numpy import save_file
-
-    weights, vectors = make_weights(1), make_vectors(2)
-    (GOLDEN / "model").mkdir(parents=True, exist_ok=True)
-    (GOLDEN / "model" / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    save_file(weights, GOLDEN / "model" / "model.safetensors", metadata={"format": "pt"})
-    np.savez(GOLDEN / "vectors.npz", **vectors)
-    spec = {"prompts": prompts(), "cases": CASES}
-    (GOLDEN / "cases.json").write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
-
-    reference, kept = Reference(weights, vectors), {}
-    for name, effects in CASES.items():
+def results(reference: Reference, cases: dict) -> dict[str, np.ndarray]:
+    """Greedy tokens and logits of every case after every prompt."""
+    kept = {}
+    for name, effects in cases.items():
         for i, prompt in enumerate(prompts()):
             tokens = reference.greedy(prompt, NEW_TOKENS, effects)
             logits = reference.logits(prompt + tokens, len(prompt), effects)
@@ -284,7 +381,22 @@ def main() -> None:
             if not torch.equal(torch.stack(last), logits[len(prompt) - 1 : -1]):
                 kept[f"{name}.{i}.final"] = torch.stack(last).numpy().astype(np.float32)
         print(name, tokens, float(logits.abs().max()))
-    np.savez_compressed(GOLDEN / "logits.npz", **kept)
+    return kept
+
+
+def main() -> None:
+    from safetensors.numpy import save_file
+
+    weights, vectors = make_weights(1), make_vectors(2)
+    (GOLDEN / "model").mkdir(parents=True, exist_ok=True)
+    (GOLDEN / "model" / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
+    save_file(weights, GOLDEN / "model" / "model.safetensors", metadata={"format": "pt"})
+    np.savez(GOLDEN / "vectors.npz", **vectors)
+    spec = {"prompts": prompts(), "cases": CASES, "more": MORE}
+    (GOLDEN / "cases.json").write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+    reference = Reference(weights, vectors)
+    np.savez_compressed(GOLDEN / "logits.npz", **results(reference, CASES))
+    np.savez_compressed(GOLDEN / "more.npz", **results(reference, MORE))
     print(sum(p.stat().st_size for p in GOLDEN.rglob("*") if p.is_file()), "bytes")
 
 

@@ -50,7 +50,7 @@ def test_every_rule_builds_its_transform():
         "top_p": (sampler.TopP, {}),
         "frequency_penalty": (sampler.FrequencyPenalty, {}),
         "exponential_decay_kv": (memory.DecayKV, {}),
-        "head_masking_dropout": (attention.MaskHeads, dict(heads=[0])),
+        "head_masking_dropout": (attention.ScaleHeads, dict(heads=[0])),
         "steering": (residual.Steer, dict(vector=[1.0])),
     }
     assert set(built) == set(RULES)

@@ -141,29 +141,16 @@ def test_windows_change_with_the_step(world, tokenizer):
     assert drills[0] > 1.5 * drills[1] > 0  # half of the early rows are random blocks, and still
 
 
-def test_repeated_windows_tile_a_block_whose_first_copy_has_no_weight(world, tokenizer):
-    longest = {}
-    for step in (0, 4999):
-        sizes = []
-        for seed in range(20):
-            batch = make_windows(world, tokenizer, seed=seed, repeated=(0.25, 0.25), shuffled=0.0)[step]
-            for tokens, weights in zip(batch["tokens"][:4, 1:], batch["weights"][:4], strict=True):
-                size = int(np.flatnonzero(weights)[0])
-                np.testing.assert_array_equal(tokens[size:], tokens[:-size])
-                assert (weights[size:] == 1).all()
-                sizes.append(size)
-        longest[step] = max(sizes)
-    assert longest[0] <= 8 < 32 < longest[4999] <= 60
-
-
-def test_shuffled_windows_weigh_what_their_own_past_tells(world, tokenizer):
-    batch = make_windows(world, tokenizer, repeated=(0.25, 0.25), shuffled=1.0)[4000]
-    for tokens, weights in zip(batch["tokens"][:4].tolist(), batch["weights"][:4], strict=True):
-        known = np.flatnonzero(weights)
-        assert len(known) > 20
-        for at in known:  # weights[at] is that of predicting tokens[at + 1] from tokens[at]
-            followers = {b for a, b in zip(tokens[:at], tokens[1 : at + 1], strict=True) if a == tokens[at]}
-            assert tokens[at + 1] in followers
+def test_repeated_windows_weigh_only_what_can_be_known(world, tokenizer):
+    sizes = []
+    for seed in range(20):
+        batch = make_windows(world, tokenizer, seed=seed, repeated=(0.25, 0.25))[4000]
+        for tokens, weights in zip(batch["tokens"][:4, 1:], batch["weights"][:4], strict=True):
+            size = int(np.flatnonzero(weights)[0]) - 1  # nothing tells where the second copy begins
+            np.testing.assert_array_equal(tokens[size:], tokens[:-size])
+            assert (weights[size + 1 :] == 1).all()
+            sizes.append(size)
+    assert min(sizes) < 8 and 56 < max(sizes) <= 64
 
 
 def test_the_weight_marks_the_letter(world, tokenizer):
