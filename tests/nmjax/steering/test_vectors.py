@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-import models
 import nmjax
 from nmjax.steering import vectors
 from nmjax.steering.vectors import activations, direction, placebo, read_pairs
@@ -218,26 +217,3 @@ def test_bad_placebos_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             placebo(reference, kind)
-
-
-# --- Real pairs on a real model ---
-
-
-def test_real_pairs_on_a_trained_model(shared_data):
-    """The contrast of two answers to one question: the differences point one way far more than in random pairing."""
-    lm = models.load(shared_data / "stories260K-hf")
-    items = json.loads((shared_data / "caa/generate/refusal/generate_dataset.json").read_text())
-    items = [item for item in items if len(lm.encode(item["question"])) < 250][:24]
-    positive, negative = (
-        activations(lm, [item["question"] + "\n\nAnswer: " + item[side] for item in items], batch_size=8)
-        for side in ("answer_matching_behavior", "answer_not_matching_behavior")
-    )
-    assert positive.shape == (len(items), 5, 64) and len(items) >= 16
-    alone = nmjax.forward(
-        lm, [items[3]["question"] + "\n\nAnswer: " + items[3]["answer_matching_behavior"]], capture="resid_post"
-    )
-    wanted = np.asarray(alone.activations["resid_post"])[:, 0, -1]
-    np.testing.assert_allclose(positive[3], wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
-    found, explained = direction(positive, negative)
-    assert (explained > 0).all() and (explained <= 1).all()
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
