@@ -230,9 +230,7 @@ def write(settings: Settings, lm, pairs: dict[str, vectors.Pairs], built: dict[s
     table = cosine_figure(list(built), cosines, f"layer {layer}") if len(built) > 1 else None
     record = {
         **identity,
-        "types": {
-            name: {"file": one.path, "reused": one.reused, "report": one.report} for name, one in built.items()
-        },
+        "types": {name: {"file": one.path, "reused": one.reused, "report": one.report} for name, one in built.items()},
         "cosines": {"layer": layer, "types": list(built), "values": cosines},
     }
     report = SteeringPage(settings.model, reports)

@@ -46,8 +46,8 @@ def separation_figure(reports: Mapping[str, SteeringReport], columns: int = 4) -
     """One small panel a type: held-out d_z by layer, accepted layers filled, the chosen one ringed."""
     if not reports:
         raise ValueError("reports is empty; wanted at least one type")
-    columns = min(columns, len(reports))
     rows = -(-len(reports) // columns)
+    columns = -(-len(reports) // rows)  # 5 panels are 3 + 2, not 4 + 1
     width, height = max(2.5 * columns + 0.5, 3.6), 1.85 * rows + 0.65
     spaced = ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.06)
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=spaced)
