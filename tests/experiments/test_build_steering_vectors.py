@@ -13,7 +13,9 @@ from nmjax.steering import store, vectors
 from nmjax.steering.io import load_vector
 from nmjax.steering.validation import split_pairs
 
-NAMES = [f"{first} {last}" for first in ("Tom", "Ann", "Ben", "Eva") for last in ("Reed", "Moss", "Hill", "Lake", "Fox")]
+NAMES = [
+    f"{first} {last}" for first in ("Tom", "Ann", "Ben", "Eva") for last in ("Reed", "Moss", "Hill", "Lake", "Fox")
+]
 PLACES = ("the park", "the old house")
 
 
