@@ -135,8 +135,10 @@ def ablate(
         "selected": interval(selected),
         "selected_loss": interval(unmodified - selected),
     }
-    if len(drawn):
-        intervals |= {"random": interval(drawn.mean(0)), "random_loss": interval(unmodified - drawn.mean(0))}
+    if len(drawn) > 1:
+        # Which heads are drawn matters far more than which rows: some of the others feed the selected ones.
+        by_draw = drawn.mean(axis=1)
+        intervals |= {"random": interval(by_draw), "random_loss": interval(unmodified.mean() - by_draw)}
     return Ablation(unmodified, selected, drawn, intervals)
 
 

@@ -26,12 +26,15 @@ NAMES = {"induction": "induction", "previous": "previous token", "duplicate": "p
 class Ablation:
     """Copy accuracy [R] of every row of random tokens, unmodified, without the selected heads, and without as many
     random other heads (draws [P, R]); `draws` is empty where all heads are selected.
+
+    `intervals` are 95% bootstrap intervals: `unmodified`, `selected` and `selected_loss` over rows, `random` and
+    `random_loss` over draws (missing for fewer than 2).
     """
 
     unmodified: np.ndarray
     selected: np.ndarray
     draws: np.ndarray
-    intervals: Mapping[str, tuple[float, float]]  # 95%, over rows: unmodified, selected, random, and both losses
+    intervals: Mapping[str, tuple[float, float]]
 
     def losses(self) -> dict[str, float]:
         """What is lost with the heads, as shares of exact predictions."""
@@ -56,12 +59,12 @@ class Ablation:
             rows.append(
                 [
                     f"without as many others, {len(self.draws)} draws",
-                    with_interval(means.mean(), self.intervals["random"]),
-                    with_interval(losses["random"], self.intervals["random_loss"]),
+                    with_interval(means.mean(), self.intervals.get("random")),
+                    with_interval(losses["random"], self.intervals.get("random_loss")),
                     f"{number(means.min())} to {number(means.max())}",
                 ]
             )
-        caption = "Copy accuracy: exact predictions in the second copy [95% bootstrap interval over rows]"
+        caption = "Exact predictions in the second copy [95% bootstrap interval over rows, of other heads over draws]"
         return Table(["heads", "copy accuracy", "lost", "range over draws"], rows, caption)
 
 
@@ -186,8 +189,9 @@ _READING = (
     "quantile, over heads and permutations, of the scores that the same attention gives when every query is paired "
     "with another query's target.",
     "Attention alone does not show that a head matters. The ablation silences the selected heads and counts exact "
-    "predictions again; silencing as many random other heads is the comparison. All conditions see the same rows, and "
-    "losses are paired over rows.",
+    "predictions again; silencing as many random other heads is the comparison. All conditions see the same rows. Some "
+    "of the other heads may matter as much: induction is built on heads that attend to the previous token, so look at "
+    "the range over draws, too.",
     "Copy accuracy leaves out the first token of the second copy, which follows the block's last token for the first "
     "time.",
 )
