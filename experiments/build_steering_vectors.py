@@ -122,11 +122,13 @@ def build(
             bar.set_description(name)
             flat = [pair[side] for part in (train, held) for side in (0, 1) for pair in part]
             try:
-                found = vectors.activations(lm, flat, token, batch_size, progress=bar.update)
+                read = vectors.activations(lm, flat, token, batch_size, progress=bar.update)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             n, m = len(train), len(held)
-            directions, report = validate(*np.split(found, [n, 2 * n, 2 * n + m]), method, seed)
+            directions, report = validate(
+                read[:n], read[n : 2 * n], read[2 * n : 2 * n + m], read[2 * n + m :], method, seed
+            )
             path = None
             if report.chosen_layer is not None or keep_rejected:
                 path = io.save_vector(files[name], directions, _metadata(lm, name, report, plans[name], options))
@@ -164,7 +166,9 @@ def _reuse(path: pathlib.Path, plan: dict) -> Built | None:
     if metadata.get("plan") != results.content_hash(plan):
         return None
     stored = json.loads(metadata["report"])
-    arrays = {key: np.asarray(value) if isinstance(value, list) else value for key, value in stored.items()}
+    arrays: dict[str, Any] = {
+        key: np.asarray(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
     return Built(found, SteeringReport(**arrays), path, reused=True)
 
 

@@ -364,7 +364,8 @@ def _read(path: Path) -> InductionHeads | None:
         stored = load_json(path)
         if stored["schema"] != _SCHEMA:
             return None
-        return InductionHeads(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in stored["found"].items()})
+        fields: dict[str, Any] = {k: np.asarray(v) if isinstance(v, list) else v for k, v in stored["found"].items()}
+        return InductionHeads(**fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -82,7 +82,7 @@ def heads_table(found: InductionHeads) -> Table:
 def heat_map(found: InductionHeads) -> bytes:
     """The three scores by layer and head on one scale; selected heads are framed."""
     L, N = found.induction.shape
-    cell = min(0.5, max(0.16, 6 / max(L, N)))
+    cell = min(0.5, max(0.12, 4 / max(L, N)))
     width, height = 3 * (cell * N + 0.55) + 1.0, max(cell * L, 1.4) + 1.35
     figure = Figure(figsize=(max(width, 7.0), height), dpi=_DPI, facecolor="white", layout=ConstrainedLayoutEngine())
     grid = figure.subplots(1, 3, sharey=True)
