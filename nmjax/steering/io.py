@@ -156,7 +156,8 @@ def _gguf_bytes(target: Path, rows: np.ndarray, texts: Mapping[str, str]) -> byt
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "vectors.gguf"
         writer = GGUFWriter(draft, _ARCHITECTURE)
-        writer.add_string(f"{_ARCHITECTURE}.model_hint", texts.get("model_hint", ""))
+        hint = f"{_ARCHITECTURE}.model_hint"  # also what a loaded file's own hint is called
+        writer.add_string(hint, texts.get("model_hint", texts.get(hint, "")))
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(rows))
         for key, value in texts.items():
             writer.add_string(f"{_OURS}{key}", value)
