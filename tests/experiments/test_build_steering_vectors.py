@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,3 +134,19 @@ def test_bad_flags_are_named_before_any_compute(settings, change, message):
 def test_too_few_pairs_name_the_type(lm):
     with pytest.raises(ValueError, match="happy: held_out=0.2 of 5 unique pairs holds out 1, wanted at least 7"):
         experiment.build(lm, {"happy": [(f"{k}", f"not {k}") for k in range(5)]})
+
+
+@pytest.mark.slow
+def test_command_line(prompts, tmp_path):
+    """Flags reach the settings, and bad ones exit with one line."""
+    command = [sys.executable, "-m", "experiments.build_steering_vectors", "--prompts", str(prompts)]
+    command += ["--held-out", "0.3", "--types", "happy", "--token=mean", f"--output_dir={tmp_path}"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("steering_vectors_*.json")
+    assert json.loads(path.read_text())["config"]["token"] == "mean"
+    assert len(list((tmp_path / "cache").rglob("happy.safetensors"))) == 1
+    done = subprocess.run([*command, "--types=sad"], cwd=root, env=environment, text=True, capture_output=True)
+    assert done.returncode == 1 and "--types holds 'sad'" in done.stderr.splitlines()[-1]

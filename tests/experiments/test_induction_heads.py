@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,3 +76,22 @@ def test_random_heads_are_others_and_as_many():
     mask[:] = True
     mask[0, 0] = False
     assert experiment.random_others(mask, 2, 0)[0].sum() == 1  # no more are left
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path):
+    """Flags reach the settings, and bad ones exit with one line."""
+    command = [sys.executable, "-m", "experiments.induction_heads", "--block=8", f"--output_dir={tmp_path}"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [*command, "--on_empty=middle", "--random_draws=0"], cwd=root, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("induction_heads_*.json")
+    result = json.loads(path.read_text())
+    assert result["found"]["block"] == 8 and result["config"]["on_empty"] == "middle"
+    assert result["ablation"]["draws"] == []
+    done = subprocess.run([*command, "--samples=3"], cwd=root, env=environment, text=True, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("induction_heads: samples=3, wanted an integer >= 16")
