@@ -1,4 +1,4 @@
-"""Where the packs, the bundled checkpoint and the compilation cache lie on disk.
+"""Where the packs, the bundled checkpoint and the caches lie on disk.
 
 Data is looked for in `$NMJAX_HOME` (if set), then beside the `nmjax` package: that is the root of the source tree, and
 `site-packages` after an install from a wheel, which carries `packs/` and `checkpoints/tiny/` at the same places.
@@ -80,15 +80,20 @@ def checkpoint_dir(name: str) -> Path:
     raise FileNotFoundError(f"no checkpoint named {plain!r} in {_listing(folders)}; there are: {_listing(known)}")
 
 
+def user_cache() -> Path:
+    """`nmjax` in the user's caches: what was found in models is kept there, whatever `$NMJAX_CACHE` says."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The XDG specification: a relative path is to be ignored.
+    folder = Path(base) if base and os.path.isabs(base) else Path("~/.cache").expanduser()
+    return folder / "nmjax"
+
+
 def cache_dir() -> Path | None:
     """The folder of compiled programs: `$NMJAX_CACHE` (None if it is `off`), else `nmjax/jax` in the user's caches."""
     chosen = os.environ.get("NMJAX_CACHE")
     if chosen:
         return None if chosen.lower() == "off" else Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    # The XDG specification: a relative path is to be ignored.
-    folder = Path(base) if base and os.path.isabs(base) else Path("~/.cache").expanduser()
-    return folder / "nmjax" / "jax"
+    return user_cache() / "jax"
 
 
 def enable_compilation_cache() -> None:

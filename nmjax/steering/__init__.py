@@ -1,0 +1,1 @@
+"""Steering vectors: extraction from contrasting texts, validation, files, and where a model's vectors are kept."""

@@ -1,0 +1,92 @@
+"""Where a model's steering vectors are kept, by name.
+
+First `steering/` beside the weights, which is how a checkpoint ships its own; then the user's caches, under the model's
+fingerprint. A vector is good for the weights that it was found in and for no others, so the fingerprint is checked.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmjax.lm import LanguageModel
+from nmjax.paths import user_cache
+from nmjax.steering.io import load_vector, save_vector
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def cached_folder(lm: LanguageModel) -> Path:
+    """The folder in the user's caches that holds this model's vectors; it need not exist."""
+    return user_cache() / "steering" / lm.fingerprint
+
+
+def folders(lm: LanguageModel) -> list[Path]:
+    """Where `named_vector` looks, in this order."""
+    beside = [] if lm.folder is None else [Path(lm.folder) / "steering"]
+    return [*beside, cached_folder(lm)]
+
+
+def vector_file(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
+    """The file of a name in a folder. Raises ValueError for a name that is not one plain word."""
+    if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+        raise ValueError(f"steering vector name {name!r}, wanted letters, digits, '_', '-' and '.'")
+    return folder / f"{name}{suffix}"
+
+
+def named_vector(lm: LanguageModel, name: str) -> np.ndarray:
+    """The model's own vector of this name, float32 [L, D], unit rows.
+
+    Raises:
+      ValueError: there is none (the message names the command that builds it, and the vectors there are), it was found
+        in other weights, or it has another shape.
+    """
+    refused = []
+    for folder in folders(lm):
+        path = vector_file(folder, name)
+        if not path.is_file():
+            continue
+        vectors, metadata = load_vector(path)
+        wanted = (lm.config.layers, lm.config.embed)
+        if metadata.get("model") != lm.fingerprint:
+            refused.append(f"{path} was found in the model {metadata.get('model')}, this one is {lm.fingerprint}")
+        elif vectors.shape != wanted:
+            refused.append(f"{path} has shape {vectors.shape}, wanted {wanted}: (layers, embed)")
+        else:
+            return vectors
+    reason = "; ".join(refused) or f"this model has no steering vector {name!r}"
+    there = ", ".join(stored_names(lm)) or "none yet"
+    raise ValueError(f"{reason}; there are: {there}. Build it with: {build_command(lm, name)}")
+
+
+def stored_names(lm: LanguageModel) -> list[str]:
+    """Names of the files in this model's folders, whether or not they fit it."""
+    return sorted({path.stem for folder in folders(lm) for path in folder.glob("*.safetensors")})
+
+
+def save_named(
+    lm: LanguageModel,
+    name: str,
+    vectors: np.ndarray,
+    metadata: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Keeps vectors [L, D] under a name, with the model's fingerprint; by default in the user's caches.
+
+    folder: `<checkpoint>/steering` to ship them beside the weights.
+
+    Raises ValueError for a name that is not plain or vectors of another shape.
+    """
+    wanted = (lm.config.layers, lm.config.embed)
+    if np.shape(vectors) != wanted:
+        raise ValueError(f"vectors has shape {np.shape(vectors)}, wanted {wanted}: (layers, embed)")
+    path = vector_file(cached_folder(lm) if folder is None else Path(folder), name)
+    return save_vector(path, vectors, {**(metadata or {}), "model": lm.fingerprint})
+
+
+def build_command(lm: LanguageModel, name: str) -> str:
+    """The command line that makes a vector of this name."""
+    model = "<folder or hub id>" if lm.folder is None else lm.folder
+    return f"python -m experiments.build_steering_vectors --model={model} --types={name}"
