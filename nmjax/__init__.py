@@ -31,7 +31,7 @@ from nmjax.interventions.sampler import (
 from nmjax.interventions.steering import ablate, clamp_projection, soft_projection, steer, steer_placebo
 from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
-from nmjax.packs import PackError, load_pack
+from nmjax.packs import PackError, list_packs, load_pack
 from nmjax.paths import enable_compilation_cache
 from nmjax.scoring import ChoiceScores, score, score_choices
 
@@ -64,6 +64,7 @@ __all__ = [
     "gain_layers",
     "generate",
     "jitter_embeddings",
+    "list_packs",
     "load_pack",
     "mask_heads",
     "min_p",

@@ -13,6 +13,7 @@ import numpy as np
 from nmjax.data.word_lists import PERSONA, STYLE
 from nmjax.interventions import attention, inputs, memory, residual, sampler, steering
 from nmjax.interventions.effect import Effect
+from nmjax.interventions.where import ON_EMPTY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Rule:
 
 
 _LAYERS = {"layers": {"type": ["string", "number", "array"]}}
-_HEADS = {"heads": {"type": ["string", "integer", "array"]}, "on_empty": {"enum": list(attention.ON_EMPTY)}}
+_HEADS = {"heads": {"type": ["string", "integer", "array"]}, "on_empty": {"enum": list(ON_EMPTY)}}
 _TEXT = {"type": "string", "minLength": 1}
 _WORDS = {"type": "array", "items": _TEXT, "minItems": 1}
 _COUNT = {"type": "integer", "minimum": 1}
@@ -107,6 +108,12 @@ def _random_direction(weight, up, reference_steering_type=(), layers="mid", seed
 
 def _orthogonal(weight, up, reference_steering_type=(), layers="mid", seed=0):
     return steering.steer_placebo("orthogonal", reference_steering_type, _signed(0.3 * weight, up), layers, seed=seed)
+
+
+def _preface(weight, up, preface_text=None):
+    if preface_text is None:
+        raise ValueError("preface_text is missing, wanted the hidden text")
+    return inputs.preface(preface_text).at(weight)
 
 
 def _bias(lists):
@@ -271,8 +278,7 @@ RULES: Mapping[str, Rule] = {
         directions=_UP,
     ),
     "structured_prefaces": Rule(
-        "preface", "tokens", "the text is there if u > 0", "absent",
-        lambda weight, up, preface_text: inputs.preface(preface_text).at(weight),
+        "preface", "tokens", "the text is there if u > 0", "absent", _preface,
         lambda u, up, w: "present" if u > 0 else "absent", {"preface_text": _TEXT}, _UP,
     ),
 }  # fmt: skip

@@ -65,12 +65,12 @@ def _forward(module, capture: tuple[str, ...], asked_for: int, params, rows: Row
         logits=logits,
         next_logits=act("logits", logits[:, -1], last, rows.effects),
         mask=jnp.asarray(rows.mask),
-        activations={site: _gather(state[ACTIVATIONS], site) for site in capture},
+        activations={site: gather(state[ACTIVATIONS], site) for site in capture},
     )
     return _map(result, "B", lambda x, axis: jax.lax.slice_in_dim(x, 0, asked_for, axis=axis))
 
 
-def _gather(sown: dict, site: str):
+def gather(sown: dict, site: str):
     """A site's values over all layers: [L, B, ...]; a site outside the blocks has none to stack."""
     name = f"at_{site}"
     if name in sown:

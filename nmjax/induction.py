@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.forward_pass import _gather
+from nmjax.forward_pass import gather
 from nmjax.interventions.effect import plain_context
 from nmjax.interventions.sites import ACTIVATIONS
+from nmjax.interventions.where import ON_EMPTY
 from nmjax.lm import LanguageModel
 from nmjax.paths import user_cache
 from nmjax.report.results import content_hash, load_json, write_json
@@ -32,7 +33,6 @@ from nmjax.rows import check_context, rows_that_fit
 BLOCK = 50
 LEAST_SAMPLES = 16
 METHODS = ("repeat", "prompt")
-ON_EMPTY = ("error", "middle", "none")
 PROMPT = " A B C D E F A"  # with a leading space, so that both A's are one and the same token
 PERMUTATIONS = 1000
 NULL_QUANTILE = 0.999
@@ -284,7 +284,7 @@ def _attention(module, block: int, params, tokens, counted):
     """
     ctx = plain_context(tokens)
     hidden, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
-    pattern = _gather(state[ACTIVATIONS], "pattern")  # [L, B, N, T, T]
+    pattern = gather(state[ACTIVATIONS], "pattern")  # [L, B, N, T, T]
     T = tokens.shape[1]
     queries = jnp.arange(T - block, T)
     rows = jnp.where(counted[:, None, None, None], pattern[..., T - block :, :].astype(jnp.float32), 0).sum(axis=1)
@@ -329,7 +329,7 @@ def _whole_pattern(module, params, tokens):
     ctx = plain_context(tokens)
     hidden, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
     logits = module.apply({"params": params}, hidden, method="unembed")
-    return _gather(state[ACTIVATIONS], "pattern"), logits.argmax(axis=-1)
+    return gather(state[ACTIVATIONS], "pattern"), logits.argmax(axis=-1)
 
 
 def _when_empty(found: InductionHeads, on_empty: str) -> InductionHeads:

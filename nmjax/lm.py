@@ -18,8 +18,8 @@ class LanguageModel:
 
     `module` is a Linen decoder: `module(tokens, ctx=, effects=, cache=)`, `module.unembed(hidden)`,
     `module.init_cache(rows, slots, dtype)`, and a `config` with at least vocab, embed, layers, heads, max_positions,
-    bos_id, eos_ids and pad_id. `tokenizer` is a transformers tokenizer, or None where prompts are token ids. `folder` is
-    where the checkpoint was read from, if it was: steering vectors may lie beside the weights.
+    bos_id, eos_ids and pad_id. `tokenizer` is a transformers tokenizer, or None where prompts are token ids. `folder`
+    is where the checkpoint was read from, if it was: steering vectors may lie beside the weights.
     """
 
     module: nn.Module

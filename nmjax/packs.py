@@ -202,7 +202,7 @@ def _check_structure(where: str, spec: Any, validator) -> None:
 def _said(place: str, error: jsonschema.ValidationError) -> str:
     """One violation in this project's words."""
     seen, wanted = error.instance, error.validator_value
-    value = f"{place or 'it'}={seen!r}"[:200]
+    value = f"{place}={seen!r}"[:200] if place else f"holds {seen!r}"[:200]
     if error.validator == "additionalProperties":
         allowed = list(error.schema.get("properties", {}))
         unknown = sorted(set(seen) - set(allowed))[0]
@@ -230,6 +230,8 @@ _KINDS = {
 
 def _effect(where: str, entry: dict) -> Effect:
     name, weight, up = entry["effect"], entry["weight"], entry.get("direction", "up") == "up"
+    if weight != weight:  # NaN is within any bounds
+        raise PackError(f"{where} ({name}): weight={weight!r}, wanted a number from 0 to 1")
     try:
         effect = RULES[name].build(float(weight), up, **entry.get("parameters", {}))
         selection = entry.get("where")

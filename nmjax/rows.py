@@ -61,7 +61,7 @@ def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[li
 def prefaced(
     lm: LanguageModel, ids: list[list[int]], interventions: Sequence[Intervention]
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Every row's ids with its hidden preface, and the first position and length of that (0 long where there is none)."""
+    """Every row's ids with its hidden preface, and that one's first position and length (0 where there is none)."""
     hidden = {id(iv): preface_ids(lm, iv.effects) for iv in interventions}
     both = [with_preface(row, hidden[id(iv)], lm.config.bos_id) for row, iv in zip(ids, interventions, strict=True)]
     return [row for row, _ in both], [span for _, span in both]

@@ -180,8 +180,8 @@ class Windows:
     distracts from how a question is answered; then it is `lengths[1]`. Documents are drawn from BASICS for the first
     `basics` steps, then from MIXTURE.
 
-    A share `repeated` of the rows (first number: in the first `basics` steps) is a block of random tokens, of any length
-    up to half a window, tiled to fill the window.
+    A share `repeated` of the rows (first number: in the first `basics` steps) is a block of random tokens, of any
+    length up to half a window, tiled to fill the window.
 
     Attributes:
         world, tokenizer: what documents are about, and the fast tokenizer (of `tokenizers`) that encodes them.

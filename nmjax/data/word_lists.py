@@ -2,7 +2,7 @@
 
 STYLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prosocial": (
-        tuple("help share care together friend friends kind trust support thank welcome comfort hug listen love".split()),
+        tuple("help share care together friend friends kind trust support thank welcome comfort hug love".split()),
         tuple("hurt hate fight enemy alone selfish cruel ignore attack blame".split()),
     ),
     "calm": (

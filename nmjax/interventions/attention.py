@@ -7,7 +7,7 @@ import numpy as np
 
 from nmjax.interventions.draws import Drawing, uniform
 from nmjax.interventions.effect import Effect, check_number, static
-from nmjax.interventions.where import ON_EMPTY, checked_heads, checked_layers, chosen_heads, layer_mask
+from nmjax.interventions.where import checked_heads, checked_layers, chosen_heads, layer_mask
 
 WAVES = ("sine", "square")
 SHAPES = ("recency", "history", "middle")

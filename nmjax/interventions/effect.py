@@ -45,7 +45,7 @@ class Context(flax.struct.PyTreeNode):
     counts: jax.Array | None = None  # int32 [B, V], how often a token was generated; only at `logits`
     rivals: jax.Array | None = None  # float32 [B, V], logits of the row each is contrasted with; only at `logits`
     keys: jax.Array | None = None  # PRNG keys [B], one stream a row
-    preface: jax.Array | None = None  # int32 [B, 2]: first position and length of a hidden preface; None: no row has one
+    preface: jax.Array | None = None  # int32 [B, 2]: first position and length of a hidden preface
 
     @property
     def written(self) -> jax.Array:

@@ -20,7 +20,7 @@ class JitterEmbeddings(Drawing):
 
     def bind(self, lm):
         table = lm.params["embed"]["embedding"]
-        return self.replace(size=np.float32(jnp.sqrt(jnp.mean(jnp.square(table.astype(jnp.float32))))))
+        return self.replace(size=jnp.sqrt(jnp.mean(jnp.square(table.astype(jnp.float32)))))
 
     def embed(self, x, ctx):
         noise = self.draw(ctx, normal, x.shape[2:])
@@ -96,6 +96,6 @@ def preface_ids(lm, effects: Sequence[Effect]) -> list[int]:
 
 
 def with_preface(prompt: list[int], preface: list[int], bos: int | None) -> tuple[list[int], tuple[int, int]]:
-    """The prompt with the preface after its beginning-of-sequence token, and the preface's first position and length."""
+    """The prompt with the preface behind its beginning-of-sequence token; the preface's first position and length."""
     start = 1 if prompt and prompt[0] == bos else 0
     return prompt[:start] + preface + prompt[start:], (start, len(preface))

@@ -37,7 +37,7 @@ def temperature(value: float) -> Temperature:
 
 
 class PulseTemperature(Effect):
-    """Divides logits by `max(0.05, 1 + dose * (base - 1) - dose * delta * pulse(t))`, t the generated token's number."""
+    """Divides logits by `max(0.05, 1 + dose * (base - 1 - delta * pulse(t)))`, t the generated token's number."""
 
     delta: Any
     base: Any
@@ -145,7 +145,7 @@ def min_p(value: float) -> MinP:
 
 
 class CountPenalty(Effect):
-    """Subtracts `dose * (each * count + once * [count > 0])` from the logit of every generated token (not the prompt)."""
+    """Subtracts `dose * (each * count + once * [count > 0])` from the logits of generated tokens (not the prompt's)."""
 
     each: Any
     once: Any
@@ -170,7 +170,7 @@ def presence_penalty(value: float) -> CountPenalty:
 
 
 def repetition_penalty(beta: float) -> CountPenalty:
-    """`logits[token] -= d beta count(token)` over generated tokens: the reference methodology's companion of QK scaling.
+    """`logits[token] -= d beta count(token)` over generated tokens: the methodology's companion of QK scaling.
 
     Not the division of the same name in Hugging Face, which depends on the sign of a logit. It is the formula of
     `frequency_penalty`, under the name that the methodology gives it.

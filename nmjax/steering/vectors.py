@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.forward_pass import _gather
+from nmjax.forward_pass import gather
 from nmjax.interventions.effect import plain_context
 from nmjax.interventions.sites import ACTIVATIONS
 from nmjax.lm import LanguageModel
@@ -117,7 +117,7 @@ def _read(module, token: str, params, tokens, mask) -> jax.Array:
     """float32 [B, L, D] of left-padded rows; the logits are never computed."""
     ctx = plain_context(tokens, mask)
     _, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
-    stream = _gather(state[ACTIVATIONS], "resid_post")  # [L, B, T, D]
+    stream = gather(state[ACTIVATIONS], "resid_post")  # [L, B, T, D]
     if token == "last":
         chosen = stream[:, :, -1].astype(jnp.float32)
     else:
