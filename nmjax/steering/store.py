@@ -68,11 +68,15 @@ def _found(lm: LanguageModel, name: str) -> tuple[np.ndarray, dict[str, str]]:
 def _look(lm: LanguageModel, name: str) -> tuple[tuple[np.ndarray, dict[str, str]] | None, list[str]]:
     """The first file of this name that fits, with its metadata, if any; and why those before it don't fit."""
     refused: list[str] = []
+    read = lm.__dict__.setdefault("_steering_files", {})  # packs are bound at every call
     for folder in folders(lm):
         path = vector_file(folder, name)
         if not path.is_file():
             continue
-        vectors, metadata = load_vector(path)
+        version = (path, path.stat().st_mtime_ns, path.stat().st_size)
+        if version not in read:
+            read[version] = load_vector(path)
+        vectors, metadata = read[version]
         wanted = (lm.config.layers, lm.config.embed)
         if metadata.get("model") != lm.fingerprint:
             refused.append(f"{path} was found in the model {metadata.get('model')}, this one is {lm.fingerprint}")
