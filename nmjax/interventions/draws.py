@@ -35,6 +35,7 @@ class Drawing(Effect, kw_only=True):
         """
         kind = np.uint32(zlib.crc32(type(self).__qualname__.encode()))
         layer = jnp.uint32(0) if ctx.layer is None else ctx.layer.astype(jnp.uint32) + 1
+        assert ctx.keys is not None, "the models of this toolkit pass a key for every row"
         words = jax.random.key_data(ctx.keys)  # [B, 2]
         bits, *_ = pcg4d(
             words[:, :1, None] ^ kind,

@@ -69,10 +69,10 @@ def pulse_temperature(delta: float, period: int = 20, width: int = 5, base: floa
     """
     delta = check_number("pulse_temperature: delta", delta, "a finite number")
     base = check_number("pulse_temperature: base", base, "a positive number", lambda number: number > 0)
-    period = check_number("pulse_temperature: period", period, "an integer >= 1", _count)
-    wanted = f"an integer from 1 to the period, {period:g}"
-    width = check_number("pulse_temperature: width", width, wanted, lambda number: _count(number) and number <= period)
-    values = dict(delta=delta, base=base, period=period, width=width)
+    length = check_number("pulse_temperature: period", period, "an integer >= 1", _count)
+    wanted = f"an integer from 1 to the period, {length:g}"
+    pulse = check_number("pulse_temperature: width", width, wanted, lambda number: _count(number) and number <= length)
+    values = dict(delta=delta, base=base, period=length, width=pulse)
     return PulseTemperature(**{name: np.float32(value) for name, value in values.items()})
 
 
