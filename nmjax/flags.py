@@ -67,7 +67,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     # Results are printed; INFO is where libraries tell of every backend and file they tried. `app.run` turns a default
     # into INFO, so it has to be a setting.
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS["verbosity"].value = logging.WARNING
+        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
     return rest
 
 
