@@ -100,7 +100,7 @@ def parse_pack(spec: Any, default_name: str = "pack") -> Intervention:
     given = spec.get("name") if isinstance(spec, dict) else None
     name = given if isinstance(given, str) and given else default_name
     where = f"pack {name if name.isprintable() and len(name) <= 100 else repr(name)[:100]}"
-    _check_json(where, spec)
+    check_json(where, spec)
     _check_structure(where, spec, _validator())
     return Intervention(
         effects=_effects(f"{where}: effects", spec["effects"]),
@@ -113,7 +113,7 @@ def parse_pack(spec: Any, default_name: str = "pack") -> Intervention:
 def parse_effects(entries: Any, argument: str) -> Intervention:
     """An intervention from a list of effects in the format of packs. Raises PackError as `load_pack` does."""
     spec = {"effects": entries}
-    _check_json(argument, spec)
+    check_json(argument, spec)
     _check_structure(argument, spec, _validator())
     return Intervention(effects=_effects(argument, entries))
 
@@ -192,7 +192,7 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema())
 
 
-def _check_json(where: str, spec: Any) -> None:
+def check_json(where: str, spec: Any) -> None:
     """Raises PackError for what JSON lacks, and for what no pack needs and would exhaust whoever walks through it."""
     entries = spec.get("effects") if isinstance(spec, dict) else None
     if isinstance(entries, list) and len(entries) > MOST:

@@ -217,7 +217,8 @@ def test_sharper_attention_comes_with_its_companion_and_no_nucleus_goes_up():
 
 def numbers_of(pack) -> list:
     """The numbers of every effect as its formula reads them, in order."""
-    return [FORMULAS[entry["effect"]][1](e) for e, entry in zip(pack.effects, spec_of(pack.name)["effects"])]
+    entries = spec_of(pack.name)["effects"]
+    return [FORMULAS[entry["effect"]][1](effect) for effect, entry in zip(pack.effects, entries, strict=True)]
 
 
 def test_cocaine_and_its_doses():
@@ -227,9 +228,8 @@ def test_cocaine_and_its_doses():
     qk = pack.effects[0]
     assert qk.layers == "mid" and qk.heads == "induction" and qk.on_empty == "middle"
     for percent, dose in ((10, 0.1), (50, 0.5), (100, 1.0)):
-        weak, same = nmjax.load_pack(f"cocaine_{percent}"), pack.at(dose)
-        np.testing.assert_allclose(numbers_of(weak), [FORMULAS[e["effect"]][1](f) for e, f in zip(
-            spec_of("cocaine")["effects"], same.effects)], rtol=1e-6)  # fmt: skip
+        weak = nmjax.load_pack(f"cocaine_{percent}")
+        np.testing.assert_allclose(numbers_of(weak), numbers_of(pack.at(dose)), rtol=1e-6)
         for a, b in zip(spec_of(f"cocaine_{percent}")["effects"], spec_of("cocaine")["effects"], strict=True):
             assert a["weight"] == pytest.approx(b["weight"] * dose, rel=1e-12)
             assert {k: v for k, v in a.items() if k != "weight"} == {k: v for k, v in b.items() if k != "weight"}
