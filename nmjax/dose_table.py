@@ -195,7 +195,7 @@ RULES: Mapping[str, Rule] = {
         _plain(3.2, " nats on the words"), {"persona_type": {"enum": sorted(PERSONA)}},
     ),
     "contrastive_decoding": Rule(
-        "contrast", "logits", "alpha 0.3u against the model under `against`", "0", _contrast,
+        "contrast", "logits", "alpha 0.3u, against the same model under other effects", "0", _contrast,
         lambda u, up, w: f"alpha {0.3 * u:.4g}", {"against": {"type": "array", "minItems": 1}}, _UP,
     ),
     "exponential_decay_kv": Rule(

@@ -119,17 +119,17 @@ def heads_of(effect: Effect, lm) -> str:
     """The heads of an unbound effect, "layer: heads"; for induction heads whether there are any, and what acts else."""
     if not hasattr(effect, "heads"):
         return "-"
-    on_empty = getattr(effect, "on_empty", None)
+    heads, layers, on_empty = (getattr(effect, name, None) for name in ("heads", "layers", "on_empty"))
     try:
-        if effect.heads is None:
+        if heads is None:
             return "all"
-        if effect.heads != INDUCTION:
-            return _by_layer(chosen_heads(lm, effect.layers, effect.heads))
-        found = chosen_heads(lm, effect.layers, INDUCTION, "none")
+        if heads != INDUCTION:
+            return _by_layer(chosen_heads(lm, layers, heads))
+        found = chosen_heads(lm, layers, INDUCTION, "none")
         if found.any():
             return f"induction {_by_layer(found)}"
         if on_empty == "middle":
-            middle = chosen_heads(lm, effect.layers, INDUCTION, on_empty)
+            middle = chosen_heads(lm, layers, INDUCTION, on_empty)
             return f"no induction heads here; middle heads {_by_layer(middle)}"
         return "no induction heads here; " + ("nothing is changed" if on_empty == "none" else "using it is an error")
     except ValueError as error:
@@ -192,7 +192,7 @@ def diff(first: str, second: str) -> str:
 
 
 def _normal(entry: Mapping) -> dict:
-    return {"direction": "up", "parameters": {}, "where": {}} | entry
+    return {"direction": "up", "parameters": {}, "where": {}, **entry}
 
 
 def _paired(before: list[dict], after: list[dict]) -> dict[int, int]:
