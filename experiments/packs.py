@@ -37,7 +37,7 @@ def define_flags() -> None:
 
 def explain(pack: str, dose: float, model: str) -> None:
     """Prints what a pack is at a dose in a model. Raises ValueError."""
-    packs.load_pack(pack)  # before the model is loaded, which takes longer
+    packs.load_pack(pack).at(dose)  # what is wrong with them, before the model takes its time to load
     print(pack_tools.explain(pack, dose, checkpoint.load(checkpoint.find(model)), model))
 
 

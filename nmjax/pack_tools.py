@@ -267,6 +267,8 @@ def _imported(name: str, pack: Any, source: str) -> tuple[dict, list[str]]:
                          if key in full})  # fmt: skip
         except PackError as error:
             reason = str(error).removeprefix(f"pack {name}: ").removeprefix("effects[0]").lstrip(": ")
+            if isinstance(entry, dict) and isinstance(entry.get("effect"), str) and entry["effect"] not in RULES:
+                reason = f"unknown effect {entry['effect']!r:.60}"  # without the thirty names there are
             lines.append(f"pack {name}: dropped effects[{i}]: {reason}")
             missing.append(_told(full))
     for key in sorted(pack.keys() - {"name", "description", "category", "effects", "schema"}):

@@ -54,7 +54,8 @@ def test_every_transform_is_documented_and_public():
 
 EXAMPLES = {
     "scale_qk": (2.0,), "scale_heads": (2.0,), "mask_heads": ([0],), "oscillate_attention": (),
-    "anchor_attention": (1.0,), "bias_positions": (1.0,), "window_kv": (8,), "stride_kv": (2,), "segment_kv": (), "decay_segments": (),
+    "anchor_attention": (1.0,), "bias_positions": (1.0,), "window_kv": (8,), "stride_kv": (2,),
+    "segment_kv": (), "decay_segments": (),
     "steer": ([1.0],), "steer_placebo": ("random",), "ablate": ([1.0],), "clamp_projection": ([1.0], 1.0),
     "soft_projection": (0.5,), "gain_layers": (0.5,), "add_noise": (0.5,), "jitter_embeddings": (0.5,),
     "drop_tokens": (0.5,), "temperature": (2.0,), "pulse_temperature": (0.5,), "top_p": (0.5,), "top_k": (3,),
