@@ -1,16 +1,20 @@
-"""The tables of docs/effects.md say what the code does."""
+"""The tables of docs/effects.md and the output in docs/packs.md are those of the code."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import nmjax
+from nmjax import pack_tools, packs
 from nmjax.dose_table import RULES
 from nmjax.interventions.effect import Effect
 from nmjax.interventions.sites import SITES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "effects.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "effects.md").read_text(encoding="utf-8")
+PACKS = (DOCS / "packs.md").read_text(encoding="utf-8")
 
 
 def rows_after(heading: str) -> list[list[str]]:
@@ -92,3 +96,19 @@ def test_the_ranges_end_where_they_say(name):
 
 def test_the_schema_is_mentioned():
     assert "nmjax/data/pack.schema.json" in TEXT
+
+
+def test_the_packs_in_the_how_to_are_packs():
+    written = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PACKS, re.DOTALL)]
+    assert [len(packs.parse_pack(spec).effects) for spec in written] == [3, 1]
+
+
+def test_the_output_in_the_how_to_is_real():
+    *lines, _ = pack_tools.diff("caffeine", "cocaine").splitlines()  # the last one has hashes
+    assert "\n".join(lines) in re.sub("(?m)^    ", "", PACKS)
+    entries = packs.read_spec(packs.pack_path("cocaine"))["effects"]
+    for entry, effect in zip(entries, nmjax.load_pack("cocaine").at(0.5).effects, strict=True):
+        rule = RULES[entry["effect"]]
+        row = next(line for line in PACKS.splitlines() if line.startswith(f"    {entry['effect']}  "))
+        assert f"  {rule.number(entry['weight'] * 0.5, entry['direction'] == 'up', entry['weight'])}  " in row
+        assert type(effect).touches(rule.site) and f"  {rule.site}  " in row
