@@ -39,7 +39,8 @@ class PackError(ValueError):
 
 def list_packs() -> list[str]:
     """Names of the packs there are, those in `$NMJAX_HOME/packs` included."""
-    return sorted({file.stem for folder in paths.pack_dirs() for file in folder.glob("*.json")})
+    files = (file for folder in paths.pack_dirs() for file in folder.glob("*.json"))
+    return sorted({file.stem for file in files if file.is_file()})
 
 
 def load_pack(name_or_path: str | Path) -> Intervention:

@@ -388,10 +388,14 @@ def test_files_that_are_no_pack(tmp_path, content, words):
     assert time.monotonic() - start < 5  # a file of a megabyte can't stall the reader
 
 
-def test_a_folder_named_like_a_pack(tmp_path):
-    (tmp_path / "x.json").mkdir()
+def test_a_folder_named_like_a_pack(tmp_path, monkeypatch):
+    (tmp_path / "packs" / "x.json").mkdir(parents=True)
     with pytest.raises(nmjax.PackError, match="x.json"):
-        nmjax.load_pack(tmp_path / "x.json")
+        nmjax.load_pack(tmp_path / "packs" / "x.json")
+    monkeypatch.setenv("NMJAX_HOME", str(tmp_path))
+    assert "x" not in nmjax.list_packs()
+    with pytest.raises(nmjax.PackError, match="no pack named 'x'"):
+        nmjax.load_pack("x")
 
 
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"effects": inner}])
