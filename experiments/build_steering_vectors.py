@@ -43,7 +43,7 @@ class Settings:
     types: Sequence[str] | None = None
     prompts: str | None = None
     method: str = "mean_diff"
-    token: str = "last"
+    token: str = "mean"
     held_out: float = 0.2
     seed: int = 0
     batch_size: int | None = None
@@ -86,7 +86,7 @@ def build(
     lm: nmjax.LanguageModel,
     pairs: Mapping[str, vectors.Pairs],
     method: str = "mean_diff",
-    token: str = "last",
+    token: str = "mean",
     held_out: float = 0.2,
     seed: int = 0,
     batch_size: int | None = None,

@@ -27,6 +27,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 import nmjax
+from experiments import needs
 from models import checkpoint
 from nmjax import flags as nm_flags
 from nmjax import paths
@@ -56,6 +57,7 @@ class Settings:
     bootstrap_draws: int = stats.DRAWS
     output_dir: str = f"results/{NAME}"
     resume: bool = True
+    build_missing: bool = True
 
 
 def define_flags() -> None:
@@ -78,6 +80,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("bootstrap_draws", d.bootstrap_draws, "Of bootstrap and consistency bands.", lower_bound=100)
     flags.DEFINE_string("output_dir", d.output_dir, "Folder of the results.")
     flags.DEFINE_bool("resume", d.resume, "Go on with a killed run of the same plan; --noresume starts anew.")
+    flags.DEFINE_bool("build_missing", d.build_missing, "Build steering vectors that packs need and the model lacks.")
 
 
 # --- The plan ---------------------------------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ class Plan:
     model: str
     model_hash: str
     dtype: str | None
+    provided: dict = dataclasses.field(default_factory=dict)  # steering vectors and induction heads that packs use
 
     @property
     def batches(self) -> list[range]:
@@ -123,6 +127,7 @@ class Plan:
             "model": self.model_hash,
             "dtype": self.dtype,
             "packs": [[arm.label, arm.pack.content_hash()] for arm in self.arms],
+            "provided": self.provided,
             "questions": results.content_hash(self.questions),
             "num_questions": len(self.questions),
             "batch_size": self.batch_size,
@@ -342,9 +347,12 @@ def write(
 
 
 def prepare(settings: Settings) -> tuple[Plan, Scorer, results.JsonlLog]:
-    """Everything that bad input can spoil, before any compute: ValueError or OSError."""
+    """Everything that bad input can spoil, before any question is asked: ValueError or OSError."""
     plan, folder = make_plan(settings)
-    score = make_scorer(checkpoint.load(folder, dtype=settings.dtype), plan)
+    lm = checkpoint.load(folder, dtype=settings.dtype)
+    provided = needs.provide(lm, [arm.pack for arm in plan.arms], settings.build_missing)
+    plan = dataclasses.replace(plan, provided=provided)
+    score = make_scorer(lm, plan)
     description = plan.describe()
     partial = f"calibration_records_{results.content_hash(description)[:12]}.partial.jsonl"
     return plan, score, results.JsonlLog(pathlib.Path(settings.output_dir) / partial, description, settings.resume)

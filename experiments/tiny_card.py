@@ -79,6 +79,16 @@ Held-out accuracy and mean confidence by the rank of the fact asked about (rank 
 
 > {story}
 
+## Steering vectors
+
+`steering/` holds a direction for each of the bundled prompt types, made by
+
+    python -m experiments.build_steering_vectors --model=checkpoints/tiny --keep_rejected \\
+        --output=checkpoints/tiny/steering
+
+Most words of those prompts are unknown to this model, so most types don't pass their held-out test in any layer (the
+command prints which do). They are kept all the same, so that packs which steer can run.
+
 ## Tokenizer
 
 One token a word of the world and of the word lists (with the space before it), a digit, a sign, the frame of an option

@@ -20,8 +20,6 @@ _READ_BY_ABSL_ITSELF = ("flagfile", "undefok")
 
 def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
     """`absl.app.run(main)` with the command line read as `normalize` describes; exits with status 1 on a bad one."""
-    # Results are printed; INFO is where libraries tell of every backend and file they tried.
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse)
 
 
@@ -63,9 +61,14 @@ def normalize(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(normalize(argv))
+        rest = app.parse_flags_with_usage(normalize(argv))
     except flags.Error as error:
         sys.exit(f"FATAL Flags parsing error: {error}\nPass --helpshort or --helpfull to see help on flags.")
+    # Results are printed; INFO is where libraries tell of every backend and file they tried. `app.run` turns a default
+    # into INFO, so it has to be a setting.
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS["verbosity"].value = logging.WARNING
+    return rest
 
 
 def _resolve(spelled: str, flag_values: flags.FlagValues) -> str:

@@ -121,7 +121,7 @@ def generate(
     width, room = bucket(max(map(len, whole))), bucket(int(max_new.max()))
     parts = chunks(lm, interventions, width + room, batch_size)
     batches = [  # all of them before the first is run, so that bad input is found before any compute
-        make_rows(lm, *([values[i] for i in take] for values in (whole, spans, interventions)), width,
+        make_rows(lm, [whole[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,
                   keys[np.asarray(take)])
         for take, _ in parts
     ]  # fmt: skip

@@ -48,7 +48,7 @@ class LanguageModel:
         digest.update(repr(sorted(config.items())).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
     @property

@@ -97,7 +97,7 @@ def make_rows(
             owner.append(i)
             interventions.append(effect.against)
     contrasted = len(owner) > len(ids)
-    ids, spans, lengths = ([values[i] for i in owner] for values in (ids, spans, lengths))
+    ids, spans, lengths = [ids[i] for i in owner], [spans[i] for i in owner], [lengths[i] for i in owner]
     tokens = np.zeros((len(ids), width), np.int32)
     mask = np.zeros((len(ids), width), bool)
     for i, row in enumerate(ids):

@@ -74,7 +74,7 @@ def score_choices(
         texts = [stems[i] + list(tail) for i, row in zip(take, tails, strict=True) for tail in row]
         lengths = [len(stems[i]) for i in source]
         rows = make_rows(
-            lm, texts, *([values[i] for i in source] for values in (spans, interventions)), width or needed,
+            lm, texts, [spans[i] for i in source], [interventions[i] for i in source], width or needed,
             keys[np.asarray(source)], lengths,
         )  # fmt: skip
         targets = _targets([endings[i] for i in take], longest)

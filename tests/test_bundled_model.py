@@ -10,10 +10,11 @@ import models
 import nmjax
 from nmjax import paths
 from nmjax.data.questions import LETTERS, format_mmlu
-from nmjax.data.tokenizer import SPECIALS, build_tokenizer
+from nmjax.data.tokenizer import build_tokenizer
 from nmjax.data.world import bundled_world, held_out_questions
-from nmjax.induction import copy_accuracy, induction_scores, repeated_blocks
+from nmjax.induction import copy_accuracy, find_heads, induction_heads, random_rows
 from nmjax.metrics import calibration
+from nmjax.steering.vectors import read_pairs
 
 FOLDER = paths.checkpoint_dir("tiny")
 QUESTIONS = 2000
@@ -45,6 +46,7 @@ def test_folder_is_small_and_complete():
         "tokenizer_config.json",
         "generation_config.json",
         "README.md",
+        *(f"{name}.safetensors" for name in read_pairs()),
     }
     assert wanted <= files.keys()
     assert json.loads((FOLDER / "config.json").read_text())["max_position_embeddings"] >= 1024
@@ -75,17 +77,24 @@ def test_reading_the_letter_depends_on_the_options(answered, lm):
     assert (turned.argmax(axis=1) == 3 - probs[sure].argmax(axis=1)).mean() > 0.9
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the committed weights are an early state without induction heads, see its README"
-)
-@pytest.mark.parametrize("block, score, copies", [(16, 0.4, 0.5)])
-def test_induction_heads_are_there(lm, block, score, copies):
-    rows = repeated_blocks(32, block, np.arange(len(SPECIALS), lm.config.vocab), seed=99, first=lm.config.bos_id)
-    result = nmjax.forward(lm, [row.tolist() for row in rows], capture=("pattern",))
-    width = rows.shape[1]
-    pattern = np.asarray(result.activations["pattern"])[..., -width:, -width:]
-    assert induction_scores(pattern, block).max() > score
-    assert copy_accuracy(np.asarray(result.logits)[:, -width:], rows, block) > copies
+@pytest.mark.parametrize("block", [16, 50])
+def test_induction_heads_are_there(lm, block):
+    found = find_heads(lm, block=block, seed=99)
+    assert found.induction.max() > 0.8 and found.copy_accuracy > 0.9
+    assert all(layer > 0 for layer, _ in found.heads)  # they match tokens, which takes a layer below
+
+
+def test_without_its_induction_heads_it_does_not_copy(lm):
+    rows = random_rows(lm, 16, 16, seed=5)
+    found = induction_heads(lm)
+    cut = nmjax.compose(*(nmjax.mask_heads(np.flatnonzero(row).tolist(), layers=[i])
+                          for i, row in enumerate(found) if row.any()))  # fmt: skip
+
+    def copying(pack):
+        logits = nmjax.forward(lm, [row.tolist() for row in rows], packs=pack).logits
+        return copy_accuracy(np.asarray(logits), rows, 16)
+
+    assert copying(None) > 0.9 and copying(cut) < 0.1
 
 
 def test_a_story_goes_on_as_a_story(lm):

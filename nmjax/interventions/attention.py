@@ -199,8 +199,8 @@ class AnchorAttention(Effect):
 def anchor_attention(bias: float, first: int = 4, layers: Any = "all") -> AnchorAttention:
     """Makes the first `first` tokens of a row attention sinks: their scores rise by `d bias` nats (below 0: fall)."""
     bias = check_number("anchor_attention: bias", bias, "a finite number")
-    first = check_number("anchor_attention: first", first, "an integer >= 1", lambda v: v >= 1 and v.is_integer())
-    return AnchorAttention(bias=np.float32(bias), first=np.float32(first), layers=checked_layers(layers))
+    count = check_number("anchor_attention: first", first, "an integer >= 1", lambda v: v >= 1 and v.is_integer())
+    return AnchorAttention(bias=np.float32(bias), first=np.float32(count), layers=checked_layers(layers))
 
 
 class BiasPositions(Effect):

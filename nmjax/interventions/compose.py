@@ -102,15 +102,22 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
         if id(iv) not in bound:
             effects = [_bind(effect, as_intervention(iv).name, lm) for effect in as_intervention(iv).effects]
             bound[id(iv)] = number_streams(effects)
-    keyed = {key: _keyed(effects) for key, effects in bound.items()}
+    stacked: list[Effect] = []
+    for group in _by_site(bound):
+        stacked += _stacked([group[id(iv)] for iv in interventions])
+    return tuple(stacked)
 
+
+def _stacked(rows: list[list[Effect]]) -> list[Effect]:
+    """The bound effects of every row in one sequence of slots that contains each row's own."""
+    keyed = {id(effects): _keyed(effects) for effects in rows}
     slots: list = []
     for row in keyed.values():
         slots = _merge(slots, [key for key, _ in row])
 
-    columns: list[list[Effect | None]] = []  # slot -> its effect in each row
-    for iv in interventions:
-        rest = list(keyed[id(iv)])
+    columns: list[list[Effect | None]] = []  # row -> its effect in each slot
+    for effects in rows:
+        rest = list(keyed[id(effects)])
         columns.append([rest.pop(0)[1] if rest and rest[0][0] == slot else None for slot in slots])
 
     stacked = []
@@ -118,8 +125,13 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
         example = next((effect for effect in column if effect is not None), None)
         if example is None:  # every row found an earlier slot of this kind
             continue
-        stacked.append(example.stack([example.neutral() if effect is None else effect for effect in column]))
-    return tuple(stacked)
+        users = [row for row, effect in enumerate(column) if effect is not None]
+        if example.costly and 2 * len(users) <= len(column):
+            slot = example.stack([column[row] for row in users]).replace(rows=np.asarray(users, np.int32))
+        else:
+            slot = example.stack([example.neutral() if effect is None else effect for effect in column])
+        stacked.append(slot)
+    return stacked
 
 
 def _bind(effect: Effect, name: str, lm) -> Effect:
@@ -130,6 +142,36 @@ def _bind(effect: Effect, name: str, lm) -> Effect:
         return effect.bind(lm)
     except ValueError as error:
         raise ValueError(f"{f'pack {name}: ' if name else ''}{kind.__name__}: {error}") from error
+
+
+def _by_site(rows: dict[int, list[Effect]]) -> list[dict[int, list[Effect]]]:
+    """Every row's effects, neighbours joined, in groups that are laid out one after the other: one group a site.
+
+    A pass comes to one site after the other, so order matters within a site only, and rows which list their effects in
+    different orders can share slots. Effects at several sites tie the orders of these together: with one of them in the
+    batch, all is one group.
+    """
+    several = any(sum(map(effect.touches, SITES)) > 1 for effects in rows.values() for effect in effects)
+    groups = [None] if several else list(SITES)
+    return [
+        {
+            key: _joined([effect for effect in effects if site is None or effect.touches(site)])
+            for key, effects in rows.items()
+        }
+        for site in groups
+    ]
+
+
+def _joined(effects: Sequence[Effect]) -> list[Effect]:
+    """The effects of a row, neighbours made one where they can be."""
+    shorter: list[Effect] = []
+    for effect in effects:
+        both = shorter[-1].joined(effect) if shorter else None
+        if both is None:
+            shorter.append(effect)
+        else:
+            shorter[-1] = both
+    return shorter
 
 
 def _keyed(effects: Sequence[Effect]) -> list[tuple[Any, Effect]]:

@@ -85,10 +85,12 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
 
     dose: Any = np.float32(1)
     where: Any = None  # a where.Where; None = everywhere
+    rows: Any = shared(default=None)  # int32 [K], set by `batch`: the rows it holds; None = all
 
     blends: ClassVar[bool] = True
     reads_counts: ClassVar[bool] = False  # needs ctx.counts
     truncates: ClassVar[bool] = False  # removes tokens from the distribution
+    costly: ClassVar[bool] = False  # worth a detour around the rows of a batch that don't use it
     keeps_best: ClassVar[bool] = False  # never changes which token is likeliest, so it is inert under greedy decoding
 
     @classmethod
@@ -110,6 +112,10 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
     def bind(self, lm) -> "Effect":
         """Resolves names against a model into arrays without a row axis; by default there are no names."""
         return self
+
+    def joined(self, following: "Effect") -> "Effect | None":
+        """One bound effect that does what this one and the one after it do; None if that takes both."""
+        return None
 
     def neutral(self) -> "Effect":
         """A bound effect of this one's shape which changes nothing: what rows without it get."""
@@ -135,6 +141,9 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
         Raises:
           ValueError: the method changed the shape.
         """
+        if self.rows is not None:
+            chosen = self.replace(rows=None).act(site, x[self.rows], _map_fields(ctx, lambda leaf: leaf[self.rows]))
+            return x.at[self.rows].set(chosen, unique_indices=True, indices_are_sorted=True)
         effect = jax.tree.map(jnp.asarray, self)  # a traced layer can't index numpy
         return jax.vmap(
             functools.partial(_one_row, site), in_axes=(_row_axes(effect), 0, _row_axes(ctx)), axis_size=x.shape[0]

@@ -69,10 +69,10 @@ def pulse_temperature(delta: float, period: int = 20, width: int = 5, base: floa
     """
     delta = check_number("pulse_temperature: delta", delta, "a finite number")
     base = check_number("pulse_temperature: base", base, "a positive number", lambda number: number > 0)
-    period = check_number("pulse_temperature: period", period, "an integer >= 1", _count)
-    wanted = f"an integer from 1 to the period, {period:g}"
-    width = check_number("pulse_temperature: width", width, wanted, lambda number: _count(number) and number <= period)
-    values = dict(delta=delta, base=base, period=period, width=width)
+    length = check_number("pulse_temperature: period", period, "an integer >= 1", _count)
+    wanted = f"an integer from 1 to the period, {length:g}"
+    pulse = check_number("pulse_temperature: width", width, wanted, lambda number: _count(number) and number <= length)
+    values = dict(delta=delta, base=base, period=length, width=pulse)
     return PulseTemperature(**{name: np.float32(value) for name, value in values.items()})
 
 
@@ -87,6 +87,7 @@ class TopP(Effect):
     floor: Any
     blends = False
     truncates = True
+    costly = True
     keeps_best = True
 
     def logits(self, x, ctx):
@@ -109,6 +110,7 @@ class TopK(Effect):
     k: Any
     blends = False
     truncates = True
+    costly = True
     keeps_best = True
 
     def logits(self, x, ctx):
@@ -151,6 +153,15 @@ class CountPenalty(Effect):
     once: Any
     blends = False
     reads_counts = True
+
+    def joined(self, following):
+        """Penalties in a row add up."""
+        if type(following) is not CountPenalty or self.where or following.where:
+            return None
+        each, once = (
+            self.dose * getattr(self, name) + following.dose * getattr(following, name) for name in ("each", "once")
+        )
+        return self.replace(dose=np.float32(1), each=each, once=once)
 
     def logits(self, x, ctx):
         return x - self.dose[:, None] * (self.each[:, None] * ctx.counts + self.once[:, None] * (ctx.counts > 0))
@@ -199,6 +210,12 @@ class BiasTokens(Effect):
         bias[sorted(here - there)], bias[sorted(there - here)] = self.bias
         return self.replace(bias=bias, words=(), opposites=())
 
+    def joined(self, following):
+        """Biases in a row add up."""
+        if type(following) is not BiasTokens or self.where or following.where:
+            return None
+        return self.replace(dose=np.float32(1), bias=self.dose * self.bias + following.dose * following.bias)
+
     def logits(self, x, ctx):
         return x + self.dose[:, None] * self.bias
 
@@ -229,13 +246,17 @@ def first_token_ids(lm, words: Sequence[str]) -> set[int]:
     """
     if words and lm.tokenizer is None:
         raise ValueError("bias_tokens: this model has no tokenizer, so it has no words")
-    found = set()
+    known = lm.__dict__.setdefault("_first_token_ids", {})  # tokenising a list takes longer than a step of decoding
     for word in words:
-        for spelling in (word, word.capitalize()):
-            for text in (spelling, f" {spelling}"):
-                ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-                found.add(next(i for i in ids if lm.tokenizer.decode([i]).strip()))
-    return found
+        if word not in known:
+            cased = (word, word.capitalize())
+            known[word] = {_first_id(lm.tokenizer, text) for text in (*cased, *(f" {spelling}" for spelling in cased))}
+    return set().union(*(known[word] for word in words))
+
+
+def _first_id(tokenizer, text: str) -> int:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return next(i for i in ids if tokenizer.decode([i]).strip())
 
 
 class Contrast(Effect):
@@ -244,6 +265,7 @@ class Contrast(Effect):
     alpha: Any
     against: Any = static(default=None)  # unbound: an Intervention; bound: None
     blends = False
+    costly = True
 
     def bind(self, lm):
         return self.replace(against=None)

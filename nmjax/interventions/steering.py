@@ -1,6 +1,7 @@
 """Effects along directions of the residual stream: steering, its placebos, ablation, clamping, soft projection."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from nmjax.interventions.where import checked_layers, layer_mask
 
 COEFS = ("absolute", "relative")
 PLACEBOS = ("random", "orthogonal")
+MANY = 32  # vectors of a batch, from which on a matrix product is faster than their sum
 
 
 class Steer(Effect):
@@ -49,17 +51,36 @@ class Steer(Effect):
         coefficients = (self.coefficients * mask.astype(np.float32))[:, None]
         return self.replace(coefficients=coefficients, vectors=vectors, layers=None, source=None)
 
+    def joined(self, following):
+        """Pushes in a row become one, so that relative ones all measure the residual that the first one found."""
+        if type(following) is not Steer or following.coef != self.coef or self.where or following.where:
+            return None
+        module = jnp if any(map(_traced, jax.tree.leaves((self, following)))) else np
+        parts = [effect.dose * effect.coefficients for effect in (self, following)]
+        return self.replace(
+            dose=np.float32(1),
+            coefficients=module.concatenate(parts, axis=1),
+            vectors=module.concatenate([self.vectors, following.vectors]),
+        )
+
     def resid_post(self, x, ctx):
         coefficients = self.dose[:, None] * self.coefficients[:, ctx.layer]  # [B, M]
-        added = (coefficients @ self.vectors[:, ctx.layer])[:, None]  # [B, 1, D]
+        bank = self.vectors[:, ctx.layer]  # [M, D]
+        if len(bank) > MANY:
+            added = coefficients @ bank
+        else:  # one after the other, so that vectors of other rows, which have coefficient 0 here, change no bit
+            added = sum(coefficients[:, m : m + 1] * bank[m] for m in range(len(bank)))
+        added = added[:, None]  # [B, 1, D]
         if self.coef == "relative":
             added = added * jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
         return x + added.astype(x.dtype)
 
     @classmethod
     def stack(cls, rows):
-        """Merges the banks of all rows, each distinct vector once."""
-        place, bank, columns = {}, [], []
+        """Merges the banks of all rows, each distinct vector once, in an order that doesn't depend on the rows."""
+        place: dict = {}
+        bank: list = []
+        columns: list[list[int]] = []
         for row in rows:
             columns.append([])
             for i, vector in enumerate(row.vectors):
@@ -69,10 +90,13 @@ class Steer(Effect):
                     place[name] = len(bank)
                     bank.append(vector)
                 columns[-1].append(place[name])
+        order = sorted(place, key=lambda name: (isinstance(name, tuple), name))  # digests; traced ones as they came
+        bank = [bank[place[name]] for name in order]
+        rank = {place[name]: position for position, name in enumerate(order)}
         widened = []
         for row, column in zip(rows, columns, strict=True):
             chosen = np.zeros((len(column), len(bank)), np.float32)
-            chosen[np.arange(len(column)), column] = 1
+            chosen[np.arange(len(column)), [rank[index] for index in column]] = 1
             widened.append(row.replace(coefficients=row.coefficients @ chosen, vectors=None))
         join = jnp.stack if any(map(_traced, bank)) else np.stack
         return super().stack(widened).replace(vectors=join(bank))
@@ -211,6 +235,7 @@ class SoftProjection(Effect):
     subspace: Any = static(default=None)  # unbound: (rank, seed) of a random one; bound: a hash of the basis
     layers: Any = static(default="all")
     blends = False
+    costly = True
 
     def bind(self, lm):
         D = lm.config.embed
@@ -219,11 +244,11 @@ class SoftProjection(Effect):
             rank = max(1, D // 2) if rank is None else rank
             if rank > D:
                 raise ValueError(f"soft_projection: rank={rank}, wanted at most {D}, the width of the residual stream")
-            basis = np.random.default_rng(seed).standard_normal((rank, D))
+            orthonormal = _random_basis(rank, D, seed)
         else:
             basis = np.asarray(self.basis, np.float64)
             _check_width("soft_projection", basis[0], lm)
-        orthonormal = np.linalg.svd(basis, full_matrices=False)[2].astype(np.float32)
+            orthonormal = np.linalg.svd(basis, full_matrices=False)[2].astype(np.float32)
         share = self.share * layer_mask(self.layers, lm.config.layers).astype(np.float32)
         # Rows of one slot share their basis, so every basis has a slot of its own.
         name = hashlib.sha256(orthonormal.tobytes()).hexdigest()
@@ -258,6 +283,13 @@ def soft_projection(
     return SoftProjection(
         share=np.float32(share), basis=basis, subspace=(rank, seed), layers=checked_layers(layers)
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _random_basis(rank: int, width: int, seed: int) -> np.ndarray:
+    """Orthonormal float32 [R, D]."""
+    drawn = np.random.default_rng(seed).standard_normal((width, rank))
+    return np.ascontiguousarray(np.linalg.qr(drawn).Q.T, np.float32)
 
 
 def _check_width(name: str, direction, lm) -> None:

@@ -43,22 +43,48 @@ def named_vector(lm: LanguageModel, name: str) -> np.ndarray:
       ValueError: there is none (the message names the command that builds it, and the vectors there are), it was found
         in other weights, or it has another shape.
     """
-    refused = []
+    return _found(lm, name)[0]
+
+
+def metadata_of(lm: LanguageModel, name: str) -> dict[str, str]:
+    """What its file says of how a vector was made. Raises ValueError as `named_vector` does."""
+    return _found(lm, name)[1]
+
+
+def has_vector(lm: LanguageModel, name: str) -> bool:
+    """Whether `named_vector` would find it."""
+    return _look(lm, name)[0] is not None
+
+
+def _found(lm: LanguageModel, name: str) -> tuple[np.ndarray, dict[str, str]]:
+    found, refused = _look(lm, name)
+    if found is not None:
+        return found
+    reason = "; ".join(refused) or f"this model has no steering vector {name!r}"
+    there = ", ".join(stored_names(lm)) or "none yet"
+    raise ValueError(f"{reason}; there are: {there}. Build it with: {build_command(lm, name)}")
+
+
+def _look(lm: LanguageModel, name: str) -> tuple[tuple[np.ndarray, dict[str, str]] | None, list[str]]:
+    """The first file of this name that fits, with its metadata, if any; and why those before it don't fit."""
+    refused: list[str] = []
+    read = lm.__dict__.setdefault("_steering_files", {})  # packs are bound at every call
     for folder in folders(lm):
         path = vector_file(folder, name)
         if not path.is_file():
             continue
-        vectors, metadata = load_vector(path)
+        version = (path, path.stat().st_mtime_ns, path.stat().st_size)
+        if version not in read:
+            read[version] = load_vector(path)
+        vectors, metadata = read[version]
         wanted = (lm.config.layers, lm.config.embed)
         if metadata.get("model") != lm.fingerprint:
             refused.append(f"{path} was found in the model {metadata.get('model')}, this one is {lm.fingerprint}")
         elif vectors.shape != wanted:
             refused.append(f"{path} has shape {vectors.shape}, wanted {wanted}: (layers, embed)")
         else:
-            return vectors
-    reason = "; ".join(refused) or f"this model has no steering vector {name!r}"
-    there = ", ".join(stored_names(lm)) or "none yet"
-    raise ValueError(f"{reason}; there are: {there}. Build it with: {build_command(lm, name)}")
+            return (vectors, metadata), refused
+    return None, refused
 
 
 def stored_names(lm: LanguageModel) -> list[str]:

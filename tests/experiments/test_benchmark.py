@@ -18,5 +18,5 @@ def test_ratio_is_of_tokens_per_second():
     assert a["ratios"] == {} and list(b["ratios"]) == ["a"] and 0.3 < b["ratios"]["a"] < 0.7
     assert a["tokens_per_second"] == pytest.approx(40 / sorted(a["seconds"])[1])
     assert 0.1 < a["compile_seconds"] < 0.5
-    text = benchmark.table([dict(mode="greedy", **row) for row in (a, b)])
+    text = benchmark.table([dict(model="random", mode="greedy", **row) for row in (a, b)])
     assert len(text.splitlines()) == 3 and f"{b['ratios']['a']:.2f} (a)" in text
