@@ -215,21 +215,29 @@ def test_sharper_attention_comes_with_its_companion_and_no_nucleus_goes_up():
         assert ("top_p", "up") not in [(e["effect"], e["direction"]) for e in entries]
 
 
-def numbers_of(pack) -> list:
-    """The numbers of every effect as its formula reads them, in order."""
+def numbers_of(pack) -> dict:
+    """The number of every effect as its formula reads it."""
     entries = spec_of(pack.name)["effects"]
-    return [FORMULAS[entry["effect"]][1](effect) for effect, entry in zip(pack.effects, entries, strict=True)]
+    return {e["effect"]: float(FORMULAS[e["effect"]][1](f)) for f, e in zip(pack.effects, entries, strict=True)}
 
 
 def test_cocaine_and_its_doses():
     pack = nmjax.load_pack("cocaine")
-    wanted = [1.9, 1.15 * 0.45, 1 - 0.3 * 0.35, 0.7, 0.3 * 0.35, 0.5 * 0.2]
-    np.testing.assert_allclose(numbers_of(pack), wanted, rtol=1e-6)
-    qk = pack.effects[0]
+    assert numbers_of(pack) == pytest.approx(
+        {
+            "qk_score_scaling": 1.9,
+            "repetition_penalty": 1.15 * 0.45,
+            "top_p": 1 - 0.3 * 0.35,
+            "temperature": 0.7,
+            "steering": 0.3 * 0.35,
+            "frequency_penalty": 0.5 * 0.2,
+        }
+    )
+    (qk,) = (effect for effect in pack.effects if isinstance(effect, attention.ScaleQK))
     assert qk.layers == "mid" and qk.heads == "induction" and qk.on_empty == "middle"
     for percent, dose in ((10, 0.1), (50, 0.5), (100, 1.0)):
         weak = nmjax.load_pack(f"cocaine_{percent}")
-        np.testing.assert_allclose(numbers_of(weak), numbers_of(pack.at(dose)), rtol=1e-6)
+        assert numbers_of(weak) == pytest.approx(numbers_of(pack.at(dose)))
         for a, b in zip(spec_of(f"cocaine_{percent}")["effects"], spec_of("cocaine")["effects"], strict=True):
             assert a["weight"] == pytest.approx(b["weight"] * dose, rel=1e-12)
             assert {k: v for k, v in a.items() if k != "weight"} == {k: v for k, v in b.items() if k != "weight"}
