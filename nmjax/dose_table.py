@@ -33,6 +33,10 @@ class Rule:
 _LAYERS = {"layers": {"type": ["string", "number", "array"]}}
 _HEADS = {"heads": {"type": ["string", "integer", "array"]}, "on_empty": {"enum": list(ON_EMPTY)}}
 _TEXT = {"type": "string", "minLength": 1}
+# A vector is a file of this name.
+_VECTOR = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$"}
+_VECTORS = {"type": ["string", "array"], "items": _VECTOR} | {"pattern": _VECTOR["pattern"]}
+_SEED = {"type": "integer", "minimum": 0}
 _WORDS = {"type": "array", "items": _TEXT, "minItems": 1}
 _COUNT = {"type": "integer", "minimum": 1}
 _UP = ("up",)
@@ -70,6 +74,8 @@ def _contrast(weight, up, against=None):
         other = attention.scale_qk(1 / 3, layers="all")
     else:
         other = parse_effects(against, "against")
+        if any(isinstance(effect, inputs.Preface) for effect in other.effects):
+            raise ValueError("against holds a structured_prefaces; both runs read the same tokens")
     return sampler.contrast(other, 0.3 * weight)
 
 
@@ -123,6 +129,8 @@ def _bias(lists):
             raise ValueError("wanted a list by its name or words, not both")
         if kind is not None and kind not in lists:
             raise ValueError(f"the word list {kind!r} is unknown, wanted one of {sorted(lists)}")
+        if kind is not None and opposites:
+            raise ValueError("opposites come with words, a list by its name has its own")
         words, opposites = lists[kind] if kind is not None else (words, opposites)
         return sampler.bias_tokens(words, _signed(3.2 * weight, up), opposites, _signed(-1.6 * weight, up))
 
@@ -155,7 +163,9 @@ RULES: Mapping[str, Rule] = {
     ),
     "risk_preference_steering": Rule(
         "temperature", "logits", "T 1 + 0.5u (bold), max(0.05, 1 - 0.5u) (cautious); reversed by down", "1", _risk,
-        lambda u, up, w: f"T {max(sampler.COLDEST, 1 + _signed(0.5 * u, up)):.4g} if bold",
+        lambda u, up, w: "T {:.4g} if bold, {:.4g} if cautious".format(
+            *(max(sampler.COLDEST, 1 + _signed(0.5 * u, up == bold)) for bold in (True, False))
+        ),
         {"preference": {"enum": ["bold", "cautious"]}},
     ),
     "top_p": Rule(
@@ -185,8 +195,8 @@ RULES: Mapping[str, Rule] = {
         _plain(3.2, " nats on the words"), {"persona_type": {"enum": sorted(PERSONA)}},
     ),
     "contrastive_decoding": Rule(
-        "contrast", "logits", "alpha 0.3u against the model under `against`", "0", _contrast,
-        lambda u, up, w: f"alpha {0.3 * u:.4g}", {"against": {"type": "array"}}, _UP,
+        "contrast", "logits", "alpha 0.3u, against the same model under other effects", "0", _contrast,
+        lambda u, up, w: f"alpha {0.3 * u:.4g}", {"against": {"type": "array", "minItems": 1}}, _UP,
     ),
     "exponential_decay_kv": Rule(
         "decay_kv", "scores", "rate 0.3u per token", "0",
@@ -200,7 +210,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "truncation_kv": Rule(
         "window_kv", "scores", "the round(20 / u) newest tokens, itself always among them", "no window", _window,
-        lambda u, up, w: f"window {max(1, round(20 / u))} tokens" if u > 0 else "no window",
+        lambda u, up, w: f"window {max(1, round(20 / u))} tokens" if u > 1e-4 else "no window",
         _LAYERS | {"edge": {"enum": list(memory.WINDOW_EDGES)}}, _UP,
     ),
     "stride_compression_kv": Rule(
@@ -245,17 +255,17 @@ RULES: Mapping[str, Rule] = {
     "steering": Rule(
         "steer", "resid_post", "coefficient 0.3u (up), -0.3u (down), relative to the token's own residual norm", "0",
         _steering, _plain(0.3, " of the residual's norm"),
-        _LAYERS | {"steering_type": _TEXT, "vector": {"type": "array"}, "coef": {"enum": list(steering.COEFS)}},
+        _LAYERS | {"steering_type": _VECTOR, "vector": {"type": "array"}, "coef": {"enum": list(steering.COEFS)}},
     ),
     "random_direction": Rule(
         "steer_placebo", "resid_post", "coefficient 0.3u (up), -0.3u (down) along a random direction", "0",
         _random_direction, _plain(0.3, " of the residual's norm"),
-        _LAYERS | {"reference_steering_type": {"type": ["string", "array"]}, "seed": {"type": "integer", "minimum": 0}},
+        _LAYERS | {"reference_steering_type": _VECTORS, "seed": _SEED},
     ),
     "random_orthogonal_steering": Rule(
         "steer_placebo", "resid_post", "coefficient 0.3u (up), -0.3u (down) at right angles to the references", "0",
         _orthogonal, _plain(0.3, " of the residual's norm"),
-        _LAYERS | {"reference_steering_type": {"type": ["string", "array"]}, "seed": {"type": "integer", "minimum": 0}},
+        _LAYERS | {"reference_steering_type": _VECTORS, "seed": _SEED},
     ),
     "layer_wise_gain": Rule(
         "gain_layers", "resid_post", "gain 1 + 0.3u / number of layers (up), 1 - 0.3u / number (down)", "1",
@@ -270,7 +280,7 @@ RULES: Mapping[str, Rule] = {
     "soft_projection": Rule(
         "soft_projection", "resid_post", "share 0.2u of the way to a random half of the dimensions", "0",
         lambda weight, up, layers="mid", seed=0: steering.soft_projection(0.2 * weight, seed=seed, layers=layers),
-        lambda u, up, w: f"share {0.2 * u:.4g}", _LAYERS | {"seed": {"type": "integer", "minimum": 0}}, _UP,
+        lambda u, up, w: f"share {0.2 * u:.4g}", _LAYERS | {"seed": _SEED}, _UP,
     ),
     "lexical_jitter": Rule(
         "jitter_embeddings", "embed", "0.3u times the RMS of the embedding table", "0",

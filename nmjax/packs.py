@@ -8,8 +8,10 @@ multiplies it. What can't be honoured exactly is an error that names the pack, t
 allowed. `data/pack.schema.json` says the same to editors and to `jsonschema`, which checks the structure here.
 """
 
+import collections
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,15 @@ from nmjax import paths
 from nmjax.dose_table import RULES
 from nmjax.interventions.compose import Intervention
 from nmjax.interventions.effect import Effect
+from nmjax.interventions.inputs import Preface
+from nmjax.interventions.sampler import Contrast
 from nmjax.interventions.where import INDUCTION
 
 SCHEMA = 1
 LARGEST = 1_000_000  # bytes of a pack file; the shipped ones have a thousand
 DEEPEST = 20  # levels of nesting
+MOST = 100  # effects of a pack; the shipped ones have at most seven
+WIDEST = 64  # bits of an integer
 
 
 class PackError(ValueError):
@@ -33,7 +39,8 @@ class PackError(ValueError):
 
 def list_packs() -> list[str]:
     """Names of the packs there are, those in `$NMJAX_HOME/packs` included."""
-    return sorted({file.stem for folder in paths.pack_dirs() for file in folder.glob("*.json")})
+    files = (file for folder in paths.pack_dirs() for file in folder.glob("*.json"))
+    return sorted({file.stem for file in files if file.is_file()})
 
 
 def load_pack(name_or_path: str | Path) -> Intervention:
@@ -48,12 +55,14 @@ def load_pack(name_or_path: str | Path) -> Intervention:
 
 def pack_path(name_or_path: str | Path) -> Path:
     """The file of a pack, by name or path. Raises PackError for an unknown name."""
+    if not isinstance(name_or_path, str | Path):
+        raise PackError(f"name_or_path={name_or_path!r}, wanted the name of a pack or the path of a JSON file")
     path = Path(name_or_path)
     if path.suffix == ".json":
         return path
     try:
         return paths.find_pack_file(str(name_or_path))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise PackError(str(error)) from None
 
 
@@ -65,14 +74,13 @@ def read_spec(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PackError(f"pack file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PackError(f"pack {path.name}: can't be read as text: {error}") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, not UTF-8, a path that can't be one
+        raise PackError(f"pack {path.name!r}: can't be read as text: {error}") from None
 
     def once(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise PackError(f"pack {path.name}: the field {twice[0]!r} occurs twice")
+        (name, times), *_ = collections.Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+        if times > 1:
+            raise PackError(f"pack {path.name}: the field {name!r} occurs {times} times")
         return dict(pairs)
 
     def refuse(constant):
@@ -92,10 +100,11 @@ def parse_pack(spec: Any, default_name: str = "pack") -> Intervention:
     """A pack at dose 1 from its parsed JSON. Raises PackError as `load_pack` does."""
     given = spec.get("name") if isinstance(spec, dict) else None
     name = given if isinstance(given, str) and given else default_name
-    _check_depth(f"pack {name}", spec)
-    _check_structure(f"pack {name}", spec, _validator())
+    where = f"pack {name if name.isprintable() and len(name) <= 100 else repr(name)[:100]}"
+    check_json(where, spec)
+    _check_structure(where, spec, _validator())
     return Intervention(
-        effects=tuple(_effect(f"pack {name}: effects[{i}]", entry) for i, entry in enumerate(spec["effects"])),
+        effects=_effects(f"{where}: effects", spec["effects"]),
         name=name,
         description=spec.get("description", ""),
         category=spec.get("category", ""),
@@ -103,9 +112,11 @@ def parse_pack(spec: Any, default_name: str = "pack") -> Intervention:
 
 
 def parse_effects(entries: Any, argument: str) -> Intervention:
-    """An intervention from a list of effects in the format of packs."""
-    _check_structure(argument, {"effects": entries}, _validator())
-    return Intervention(effects=tuple(_effect(f"{argument}[{i}]", entry) for i, entry in enumerate(entries)))
+    """An intervention from a list of effects in the format of packs. Raises PackError as `load_pack` does."""
+    spec = {"effects": entries}
+    check_json(argument, spec)
+    _check_structure(argument, spec, _validator())
+    return Intervention(effects=_effects(argument, entries))
 
 
 def needs(intervention: Intervention) -> tuple[list[str], bool]:
@@ -133,7 +144,7 @@ def schema() -> dict:
             "weight": {"type": "number", "minimum": 0, "maximum": 1},
             "direction": {"enum": ["up", "down"]},
             "parameters": {"type": "object"},
-            "where": {"type": "object"},
+            "where": _where_schema(),
         },
         "additionalProperties": False,
         "allOf": [
@@ -158,13 +169,23 @@ def schema() -> dict:
         "required": ["effects"],
         "properties": {
             "schema": {"const": SCHEMA},
-            "name": text,
+            "name": text | {"minLength": 1},
             "description": text,
             "category": text,
-            "effects": {"type": "array", "items": effect},
+            "effects": {"type": "array", "items": effect, "maxItems": MOST},
         },
         "additionalProperties": False,
     }
+
+
+def _where_schema() -> dict:
+    """The arguments of `where.where`."""
+    integers = {"type": ["integer", "array"], "items": {"type": "integer"}, "minItems": 1}
+    window = {"type": "array", "items": {"type": ["integer", "null"]}, "minItems": 2, "maxItems": 2}
+    fields: dict[str, dict] = {"prompt": {"enum": ["all", "none"]}, "generation": {"enum": ["all", "none"]}}
+    for region in ("prompt", "generation", "exclude_prompt", "exclude_generation"):
+        fields |= {f"{region}_positions": integers, f"{region}_window": window, f"{region}_tokens": integers}
+    return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
 @functools.cache
@@ -172,15 +193,46 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema())
 
 
-def _check_depth(where: str, spec: Any) -> None:
-    """Raises PackError for nesting that no pack needs and that would exhaust whoever walks through it."""
-    level = [spec]
+def check_json(where: str, spec: Any) -> None:
+    """Raises PackError for what JSON lacks, and for what no pack needs and would exhaust whoever walks through it."""
+    entries = spec.get("effects") if isinstance(spec, dict) else None
+    if isinstance(entries, list) and len(entries) > MOST:
+        raise PackError(f"{where}: {len(entries)} effects, wanted at most {MOST}")
+    level = [("", spec)]
     for _ in range(DEEPEST):
-        level = [item for node in level if isinstance(node, dict | list) for item in
-                 (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        below = []
+        for place, node in level:
+            wrong = _not_json(node)
+            if wrong:
+                raise PackError(f"{where}: {place or 'content'}{wrong}")
+            if isinstance(node, dict):
+                below += [(f"{place}.{key}" if place else key, item) for key, item in node.items()]
+            elif isinstance(node, list):
+                below += [(f"{place}[{i}]", item) for i, item in enumerate(node)]
+        level = below
         if not level:
             return
     raise PackError(f"{where}: nested deeper than {DEEPEST} levels")
+
+
+def _not_json(node: Any) -> str:
+    """What is wrong with a value, apart from what it contains: "=value, wanted ..."; empty if nothing is."""
+    if isinstance(node, dict):
+        # A key that is no text can't be part of the place, so it is told here.
+        bad = next((key for key in node if not isinstance(key, str) or not _encodable(key)), None)
+        return "" if bad is None else f": the field {bad!r:.100}, wanted Unicode text"
+    if isinstance(node, str):
+        return "" if _encodable(node) else f"={node!r:.100}, wanted Unicode text without lone surrogates"
+    if isinstance(node, int):
+        fits = node.bit_length() <= WIDEST  # `repr` of thousands of digits is an error in itself
+        return "" if fits else f"=an integer of {node.bit_length()} bits, wanted at most {WIDEST}"
+    if isinstance(node, float):
+        return "" if math.isfinite(node) else f"={node!r}, wanted a finite number"
+    return "" if node is None or isinstance(node, list) else f"={node!r:.100}, wanted a value that JSON has"
+
+
+def _encodable(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_structure(where: str, spec: Any, validator) -> None:
@@ -220,22 +272,44 @@ def _said(place: str, error: jsonschema.ValidationError) -> str:
         return f"{value}, wanted a number from {low} to {high}" if high is not None else f"{value}, wanted >= {low}"
     if error.validator in ("enum", "const"):
         return f"{value}, wanted {f'one of {wanted}' if error.validator == 'enum' else repr(wanted)}"
+    if error.validator in ("minLength", "minItems"):
+        return f"{value}, wanted at least {wanted}"
+    if error.validator == "maxItems":
+        return f"{value}, wanted at most {wanted}"
+    if error.validator == "pattern":
+        return f"{value}, wanted letters, digits, '_', '-' and '.'"
     return f"{value}: {error.message[:200]}"
 
 
 _KINDS = {
     "object": "an object", "array": "a list", "string": "text", "number": "a number", "integer": "an integer",
+    "null": "null",
 }  # fmt: skip
 
 
+def _effects(where: str, entries: list) -> tuple[Effect, ...]:
+    found = tuple(_effect(f"{where}[{i}]", entry) for i, entry in enumerate(entries))
+    contrasts = [i for i, effect in enumerate(found) if isinstance(effect, Contrast)]
+    if len(contrasts) > 1:  # a row has one rival
+        raise PackError(f"{where}[{contrasts[1]}] is a second {entries[contrasts[1]]['effect']}, wanted at most one")
+    return found
+
+
 def _effect(where: str, entry: dict) -> Effect:
-    name, weight, up = entry["effect"], entry["weight"], entry.get("direction", "up") == "up"
-    if weight != weight:  # NaN is within any bounds
-        raise PackError(f"{where} ({name}): weight={weight!r}, wanted a number from 0 to 1")
+    name, up = entry["effect"], entry.get("direction", "up") == "up"
+    parameters = dict(entry.get("parameters", {}))
+    for key, value in parameters.items():
+        # JSON knows no difference between 5 and 5.0; seeds do.
+        if isinstance(value, float) and RULES[name].parameters[key].get("type") == "integer":
+            parameters[key] = int(value)
     try:
-        effect = RULES[name].build(float(weight), up, **entry.get("parameters", {}))
+        effect = RULES[name].build(float(entry["weight"]), up, **parameters)
         selection = entry.get("where")
-        return effect if selection is None else effect.on(**selection)
+        if selection is None:
+            return effect
+        if isinstance(effect, Preface):
+            raise ValueError("a hidden text has no where, it is all before the prompt")
+        return effect.on(**selection)
     except (TypeError, ValueError, OverflowError) as error:
         raise PackError(f"{where} ({name}): {error}") from error
 

@@ -45,7 +45,7 @@ def test_data_lie_beside_the_package():
 
 
 def test_bundled_data_are_found_by_name(bundled):
-    assert paths.packs_dir() == bundled / "packs"
+    assert paths.pack_dirs() == [bundled / "packs"]
     assert paths.find_pack_file("cocaine") == bundled / "packs" / "cocaine.json"
     assert paths.find_pack_file("cocaine.json") == bundled / "packs" / "cocaine.json"
     for name in ("tiny", "checkpoints/tiny", "checkpoints/tiny/"):
@@ -53,7 +53,7 @@ def test_bundled_data_are_found_by_name(bundled):
 
 
 def test_home_comes_first_and_the_package_second(bundled, home):
-    assert paths.packs_dir() == home / "packs"
+    assert paths.pack_dirs() == [home / "packs", bundled / "packs"]
     assert paths.find_pack_file("mine") == home / "packs" / "mine.json"
     assert paths.find_pack_file("cocaine") == bundled / "packs" / "cocaine.json"
     (home / "packs" / "cocaine.json").write_text("{}")
@@ -63,7 +63,7 @@ def test_home_comes_first_and_the_package_second(bundled, home):
 
 def test_missing_home_is_an_error(bundled, monkeypatch):
     monkeypatch.setenv("NMJAX_HOME", str(bundled / "nowhere"))
-    for search in (paths.packs_dir, lambda: paths.find_pack_file("cocaine"), lambda: paths.checkpoint_dir("tiny")):
+    for search in (paths.pack_dirs, lambda: paths.find_pack_file("cocaine"), lambda: paths.checkpoint_dir("tiny")):
         with pytest.raises(FileNotFoundError, match="NMJAX_HOME=.*nowhere"):
             search()
 
@@ -79,7 +79,7 @@ def test_no_folder_of_packs_at_all(tmp_path, monkeypatch):
     monkeypatch.delenv("NMJAX_HOME", raising=False)
     monkeypatch.setattr(paths, "_PACKAGE_PARENT", tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder 'packs' found"):
-        paths.packs_dir()
+        paths.pack_dirs()
 
 
 @pytest.mark.parametrize("name", ["", "../cocaine", "sub/cocaine", ".."])
