@@ -9,6 +9,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NMJAX_CACHE", str(PROJECT_ROOT / ".pytest_cache" / "jax"))
+os.environ["XDG_CACHE_HOME"] = str(PROJECT_ROOT / ".pytest_cache" / "caches")  # a user's own stay as they are
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from scipy.special import softmax
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +25,7 @@ from experiments import calibration_under_influence as experiment
 from nmjax.data.questions import format_mmlu, load_questions
 from nmjax.metrics import calibration
 from nmjax.report import results
+from nmjax.steering.store import named_vector
 
 ROOT = pathlib.Path(__file__).parents[2]
 LETTER_PIECES = [f"\u0120{letter}" for letter in "ABCD"]  # byte-level BPE writes a space as this sign
@@ -94,12 +96,23 @@ def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, caps
     questions = load_questions("bundled", 22, 0)
     labels = [q.answer for q in questions]
     letters = np.array(lm.tokenizer.convert_tokens_to_ids(LETTER_PIECES))
+    salient = named_vector(lm, "salient")
     probs, sober = [], []
-    for qk, temperature in [(1, 1), (1.09, 0.97), (1.45, 0.85), (1.9, 0.7)]:
-        iv = nmjax.scale_qk(qk, layers="mid") if qk != 1 else None
-        logits = nmjax.forward(lm, [format_mmlu(q) for q in questions], packs=iv).logits[:, -1, letters]
-        sober.append(np.asarray(jax.nn.softmax(logits)))
-        probs.append(np.asarray(jax.nn.softmax(logits / temperature)))
+    for dose in (0, 0.1, 0.5, 1):
+        # A random model has no induction heads, so the middle ones of the middle layer are scaled.
+        sharper = nmjax.scale_qk(1 + 0.9 * dose, layers=[1], heads=[1, 2])
+        pushed = nmjax.steer(salient, 0.3 * 0.35 * dose, layers=[1], coef="relative")
+        iv = nmjax.compose(sharper, pushed) if dose else None
+        logits = np.asarray(nmjax.forward(lm, [format_mmlu(q) for q in questions], packs=iv).logits[:, -1], np.float64)
+        sober.append(softmax(logits[:, letters], axis=-1))
+        shares = softmax(logits / (1 - 0.3 * dose), axis=-1)
+        ordered = -np.sort(-shares, axis=-1)
+        before = np.cumsum(ordered, axis=-1) - ordered
+        smallest = np.where(before < 1 - 0.3 * 0.35 * dose, ordered, 1).min(-1, keepdims=True)  # in the nucleus
+        chosen = shares[:, letters]
+        kept = (chosen >= smallest) | (chosen == chosen.max(-1, keepdims=True))
+        cut = np.where(kept, chosen / chosen.sum(-1, keepdims=True), 1e-12)
+        probs.append(cut / cut.sum(-1, keepdims=True))
     assert np.abs(sober[3] - sober[0]).max() > 0.01, "the packs were meant to move this model"
     for p, entry in enumerate(result["results"]):
         assert entry["pack_name"] == ("none", "cocaine_10", "cocaine_50", "cocaine_100")[p]
