@@ -80,10 +80,6 @@ def make_rows(
       ValueError: a where-selection that holds none of its row's prompt, or several contrasts in one row.
     """
     lengths = [len(row) for row in ids] if prompt_len is None else list(prompt_len)
-    for i, (iv, length, (_, hidden)) in enumerate(zip(interventions, lengths, spans, strict=True)):
-        for effect in iv.effects:
-            if effect.where is not None:
-                effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
     owner = list(range(len(ids)))
     rival = list(owner)
     interventions = list(interventions)
@@ -98,6 +94,10 @@ def make_rows(
             interventions.append(effect.against)
     contrasted = len(owner) > len(ids)
     ids, spans, lengths = ([values[i] for i in owner] for values in (ids, spans, lengths))
+    for i, iv, length, (_, hidden) in zip(owner, interventions, lengths, spans, strict=True):
+        for effect in iv.effects:
+            if effect.where is not None:
+                effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
     tokens = np.zeros((len(ids), width), np.int32)
     mask = np.zeros((len(ids), width), bool)
     for i, row in enumerate(ids):

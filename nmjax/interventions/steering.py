@@ -223,7 +223,9 @@ class SoftProjection(Effect):
         else:
             basis = np.asarray(self.basis, np.float64)
             _check_width("soft_projection", basis[0], lm)
-        orthonormal = np.linalg.svd(basis, full_matrices=False)[2].astype(np.float32)
+        _, sizes, axes = np.linalg.svd(basis, full_matrices=False)
+        # Directions that depend on one another span less than they number.
+        orthonormal = axes[sizes > 1e-6 * sizes[0]].astype(np.float32)
         share = self.share * layer_mask(self.layers, lm.config.layers).astype(np.float32)
         # Rows of one slot share their basis, so every basis has a slot of its own.
         name = hashlib.sha256(orthonormal.tobytes()).hexdigest()

@@ -166,7 +166,8 @@ def test_cached_equals_uncached(tiny_lm, see, assert_close):
 
 def test_neither_slot_nor_neighbours_decide(see, full, assert_close):
     """The row as it was among equals: elsewhere in the batch, beside other texts and other packs."""
-    others = [LOUD, None, FULL.at(0.5), nmjax.compose(nmjax.drop_tokens(0.1), LOUD), nmjax.mask_heads(p=0.9), LOUD.at(0)]
+    blank = nmjax.compose(nmjax.drop_tokens(0.1), LOUD)
+    others = [LOUD, None, FULL.at(0.5), blank, nmjax.mask_heads(p=0.9), LOUD.at(0)]
     for place in (0, 3, 6):
         prompts, packs, ids = PROMPTS[1:], list(others), [7, 7, 8, 9, 11, 12]
         prompts.insert(place, PROMPTS[0])
