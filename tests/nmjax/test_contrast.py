@@ -17,13 +17,13 @@ ROW_IDS = [3, 4, 5, 6, 7, 8, 9]
 # Own effects, effects of the other run, dose * alpha (0: no contrast) and min_p of every row. The last one is
 # contrasted at its second to fourth generated token only, with a run that is steered at its prompt's last token only.
 FLAT, PUSH, TURN = nmjax.scale_qk(0.3), nmjax.steer(VECTOR[0], 2.0), nmjax.steer(VECTOR[1], 1.5)
-NOISY = nmjax.compose(nmjax.add_noise(0.3, layers="all"), PUSH)
+NOISY = nmjax.compose(nmjax.scale_qk(0.7), nmjax.jitter_embeddings(0.5))
 ROWS = [
     (None, FLAT, 0.8, 0),
     (None, None, 0, 0),
     (nmjax.scale_qk(1.5), NOISY, 0.6, 0),
     (None, None, 0.4, 0),
-    (nmjax.add_noise(0.2, layers="all"), TURN, 1.2, 0.05),
+    (nmjax.jitter_embeddings(0.3), TURN, 1.2, 0.05),
     (nmjax.steer(VECTOR[0], 1.0), None, 0, 0),
     (None, PUSH.on(prompt_positions=[3]), 1.5, 0),
 ]
@@ -42,11 +42,11 @@ PACKS[-1] = nmjax.contrast(ROWS[-1][1], 1.5).on(generation_window=WINDOW)
 @pytest.fixture(scope="module")
 def raw(tiny_lm):
     """Logits [T, V] of texts under interventions without contrasts. One program for up to 16 rows."""
-    first = [nmjax.compose(nmjax.scale_qk(1.5), NOISY.effects[0], PUSH.on(prompt_positions=[0]))]
+    first = [nmjax.compose(NOISY, PUSH.on(prompt_positions=[0]))]
 
     def forward(texts, packs, row_ids):
         spare = 16 - len(texts)
-        packs, ids = first * spare + packs, [0] * spare + row_ids
+        packs, ids = first * (spare - 1) + [TURN] + packs, [0] * spare + row_ids
         result = nmjax.forward(tiny_lm, [list(range(3, 35))] * spare + texts, packs, row_ids=ids)
         return [np.asarray(x, np.float64)[m] for x, m in zip(result.logits, result.mask, strict=True)][spare:]
 
@@ -161,6 +161,7 @@ def test_order_of_rows(tiny_lm, greedy):
         np.testing.assert_allclose(out.logprobs[place], greedy.logprobs[i], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_and_copies(tiny_lm, by_hand, assert_close):
     """Four rows in batches of three, the last one filled up; copies draw apart, and each is contrasted with its own."""
     rows, prompts, ids = [ROWS[0], (None, PUSH, 0.5, 0)], [PROMPTS[0], PROMPTS[2]], [1, 2]
@@ -200,7 +201,7 @@ def test_sweeps_are_one_program(tiny_lm, greedy):
             None,
             nmjax.compose(nmjax.scale_qk(1.5), nmjax.contrast(NOISY.at(0.2 * k), 0.7)),
             nmjax.contrast(None, 0.1 * k),
-            nmjax.compose(nmjax.add_noise(0.1), nmjax.contrast(TURN.at(k)), nmjax.min_p(0.1 * k)),
+            nmjax.compose(nmjax.jitter_embeddings(0.1), nmjax.contrast(TURN.at(k)), nmjax.min_p(0.1 * k)),
             PACKS[5],
             PACKS[6].at(k),
         ]
