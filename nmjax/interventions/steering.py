@@ -167,8 +167,8 @@ class Ablate(Effect):
         return self.replace(mask=layer_mask(self.layers, lm.config.layers).astype(np.float32), layers=None)
 
     def resid_post(self, x, ctx):
-        direction = self.direction[:, None].astype(x.dtype)  # [B, 1, D]
-        share = self.mask[:, ctx.layer][:, None, None].astype(x.dtype)
+        direction = self.direction[:, None]  # float32 [B, 1, D]: rounded to bfloat16 it would be another direction
+        share = self.mask[:, ctx.layer][:, None, None]
         return x - share * (x * direction).sum(-1, keepdims=True) * direction
 
 
@@ -190,9 +190,9 @@ class ClampProjection(Effect):
         return self.replace(mask=layer_mask(self.layers, lm.config.layers).astype(np.float32), layers=None)
 
     def resid_post(self, x, ctx):
-        direction = self.direction[:, None].astype(x.dtype)  # [B, 1, D]
-        share = self.mask[:, ctx.layer][:, None, None].astype(x.dtype)
-        missing = self.value[:, None, None].astype(x.dtype) - (x * direction).sum(-1, keepdims=True)
+        direction = self.direction[:, None]  # float32 [B, 1, D]: rounded to bfloat16 it would be another direction
+        share = self.mask[:, ctx.layer][:, None, None]
+        missing = self.value[:, None, None] - (x * direction).sum(-1, keepdims=True)
         return x + share * missing * direction
 
 
@@ -232,9 +232,8 @@ class SoftProjection(Effect):
         return self.replace(share=share, basis=orthonormal, subspace=name, layers=None)
 
     def resid_post(self, x, ctx):
-        share = jnp.minimum(self.dose * self.share[:, ctx.layer], 1)[:, None, None].astype(x.dtype)
-        basis = self.basis.astype(x.dtype)
-        return x + share * ((x @ basis.T) @ basis - x)
+        share = jnp.minimum(self.dose * self.share[:, ctx.layer], 1)[:, None, None]
+        return x + share * ((x @ self.basis.T) @ self.basis - x)
 
     def clamps(self):
         value = self.dose * self.share
