@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 import nmjax
+from nmjax.interventions.where import stack_where, where
 
 BOS, NEW = 1, 8
 TEXT, IDS = "w60 w61 w62 w63 w64", [60, 61, 62, 63, 64]
@@ -24,10 +26,10 @@ ROWS = [
     ([BOS, 20], P.at(0), [BOS, 20]),
     ([BOS, 30, 31], nmjax.compose(SHORT, P), [BOS, *SHORT_IDS, *IDS, 30, 31]),
     ([8], SHORT, [*SHORT_IDS, 8]),
-    ([BOS, 5, 6, 7], nmjax.compose(P, nmjax.scale_qk(1.7)), [BOS, *IDS, 5, 6, 7]),
+    ([BOS, 5, 6, 7], nmjax.compose(P, nmjax.contrast(nmjax.scale_qk(0.3), 0.8)), [BOS, *IDS, 5, 6, 7]),
 ]
 PROMPTS, PACKS, READ = ([row[k] for row in ROWS] for k in range(3))
-BY_HAND = [None] * 7 + [nmjax.scale_qk(1.7)]
+BY_HAND = [None] * 7 + [nmjax.contrast(nmjax.scale_qk(0.3), 0.8)]
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,58 @@ def test_selections_mean_the_visible_prompt(word_lm, assert_close):
         )
     with pytest.raises(ValueError, match="prompt_positions holds 4, but the prompt has 4 tokens"):
         nmjax.forward(word_lm, prompts[:1], nmjax.compose(P, steer.on(prompt_positions=[4])))
+
+
+def test_selections_in_any_prompt(word_lm):
+    """300 random selections, prefaces and prompts, against going through the tokens one by one."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(300):
+        length, hidden, start = int(rng.integers(1, 8)), int(rng.integers(0, 5)), int(rng.integers(0, 2))
+
+        def places(low, length=length):
+            return rng.integers(low * length, length, rng.integers(1, 3)).tolist()
+
+        options = dict(
+            prompt="all", prompt_positions=places(-1), prompt_window=(int(rng.integers(-length, length)), None),
+            prompt_tokens=rng.integers(3, 7, 2).tolist(), generation="all", generation_positions=places(0),
+            generation_window=(int(rng.integers(0, 3)), int(rng.integers(3, 6))), exclude_prompt_positions=places(-1),
+            exclude_prompt_tokens=[int(rng.integers(3, 7))], exclude_generation_positions=places(0),
+        )  # fmt: skip
+        names = rng.choice(list(options), rng.integers(1, 5), replace=False)
+        try:
+            selection = where(**{str(name): options[name] for name in names})
+        except ValueError as error:
+            assert "empty" in str(error)
+            continue
+        rows.append(({str(name): options[name] for name in names}, selection, length, hidden, min(start, length)))
+    tokens = rng.integers(3, 7, (len(rows), 18))
+    position = rng.permuted(np.tile(np.arange(18), (len(rows), 1)), axis=1)
+    total = np.asarray([length + hidden for _, _, length, hidden, _ in rows])
+    spans = np.asarray([(start, hidden) for *_, hidden, start in rows])
+    seen = np.asarray(stack_where([row[1] for row in rows]).mask(*map(jnp.asarray, (position, tokens, total, spans))))
+    wanted = np.zeros(seen.shape, bool)
+    for i, (options, _, length, hidden, start) in enumerate(rows):
+        including = [name for name in options if not name.startswith("exclude")]
+        for t in range(18):
+            place, token = position[i, t], tokens[i, t]
+            whole = {region: options.get(region) == "all" or not including for region in ("prompt", "generation")}
+            if start <= place < start + hidden:
+                wanted[i, t] = whole["prompt"]
+                continue
+            place -= hidden if place >= start else 0
+            region, end = ("prompt", length) if place < length else ("generation", 0)
+            place -= 0 if region == "prompt" else length
+
+            def named(prefix, place=place, token=token, end=end, options=options):
+                first, stop = options.get(f"{prefix}_window", (0, 0))
+                inside = first + (end if first < 0 else 0) <= place < (99 if stop is None else stop)
+                at = place in [p + end if p < 0 else p for p in options.get(f"{prefix}_positions", ())]
+                return inside or at or token in options.get(f"{prefix}_tokens", ())
+
+            wanted[i, t] = (whole[region] or named(region)) and not named(f"exclude_{region}")
+    np.testing.assert_array_equal(seen, wanted)
+    assert len(rows) > 200 and 0.2 < wanted.mean() < 0.8
 
 
 def test_scores_by_hand(word_lm, assert_close):
