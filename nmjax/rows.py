@@ -38,6 +38,12 @@ class Rows(flax.struct.PyTreeNode):
         """`values` [asked-for rows, ...] for all rows: hidden ones get those of their owner."""
         return values if self.owner is None else values[self.owner]
 
+    def visible(self, row: int) -> np.ndarray:
+        """A row's prompt without its hidden preface."""
+        ids = self.tokens[row][self.mask[row]]
+        start, length = (0, 0) if self.preface is None else self.preface[row]
+        return np.delete(ids, slice(start, start + length))
+
     def rivals(self, logits) -> jax.Array | None:
         """The logits [B, V] that each row is contrasted with."""
         return None if self.rival is None else logits[self.rival]

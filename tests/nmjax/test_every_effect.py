@@ -3,11 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 import nmjax
+from nmjax.interventions.compose import batch
+from nmjax.interventions.effect import Context
 from nmjax.interventions.sites import SITES
 
 
@@ -46,6 +49,29 @@ def test_a_cache_changes_nothing(in_company, pass_in_company, assert_close):
             named(name, assert_close, out.logprobs[i], steps, scale=np.abs(logits).max())
         if any(PACKS[i].touches(site) for site in SITES if site != "logits"):
             assert np.abs(logits - plain[i][0]).max() > 1e-2, f"{name} does nothing"
+
+
+def test_far_positions(tiny_lm):
+    """Strides, windows and segments count exactly where float32 is coarse; ages, not positions, decide the rest."""
+    T = 100_003
+    k_pos = np.arange(T - 399, T + 1)
+    ctx = Context(
+        q_pos=jnp.full((2, 1), T), k_pos=jnp.asarray([k_pos, k_pos]), tokens=jnp.zeros((2, 1), jnp.int32),
+        prompt_len=jnp.full(2, T - 50), layer=jnp.int32(0),
+    )  # fmt: skip
+    x, age = jnp.zeros((2, 4, 1, 400)), T - k_pos
+    for effect, wanted in (
+        (nmjax.stride_kv(7, newest=3), -8.0 * ((k_pos % 7 != 0) & (age >= 3))),
+        (nmjax.window_kv(33), np.where(age < 33, 0, np.finfo(np.float32).min)),
+        (nmjax.window_kv(33).at(0.5), np.where(age < 66, 0, np.finfo(np.float32).min)),
+        (nmjax.segment_kv(0.5, -0.25, split=77), np.where(age < 77, 0.5, -0.25)),
+        (nmjax.segment_kv(1.0, -1.0, by="origin"), np.where(k_pos >= T - 50, 1.0, -1.0)),
+        (nmjax.decay_kv(0.2, mode="logit"), -0.2 * age),
+    ):
+        (bound,) = batch([effect, None], tiny_lm)
+        seen = np.asarray(bound.act("scores", x, ctx))
+        np.testing.assert_allclose(seen[0, 2, 0], wanted, rtol=1e-6)
+        assert not seen[1].any()
 
 
 def see(lm, texts):

@@ -25,7 +25,7 @@ ROWS = [
     ([BOS, 20], P.at(0.3), [BOS, *IDS, 20]),
     ([BOS, 20], P.at(0), [BOS, 20]),
     ([BOS, 30, 31], nmjax.compose(SHORT, P), [BOS, *SHORT_IDS, *IDS, 30, 31]),
-    ([8], SHORT, [*SHORT_IDS, 8]),
+    ([BOS], SHORT, [BOS, *SHORT_IDS]),
     ([BOS, 5, 6, 7], nmjax.compose(P, nmjax.contrast(nmjax.scale_qk(0.3), 0.8)), [BOS, *IDS, 5, 6, 7]),
 ]
 PROMPTS, PACKS, READ = ([row[k] for row in ROWS] for k in range(3))
@@ -235,6 +235,11 @@ def test_stop_strings(word_lm, out):
     stopped = nmjax.generate(
         word_lm, PROMPTS, PACKS, max_new_tokens=NEW, eos_token_id=[], temperature=[0, 1.0] * 4, stop=[word, "w61 w62"]
     )
+    # A prompt without visible text: the continuation starts as it does without a stop string, not with a space.
+    options = dict(max_new_tokens=NEW, eos_token_id=[], temperature=[0, 1.0] * 4)
+    nothing = nmjax.generate(word_lm, PROMPTS, PACKS, stop=f"w{out.tokens[6][2]}", **options)
+    assert nothing.finish_reason[6] == "stop" and nothing.text[6] == nothing.full_text[6]
+    assert out.text[6].startswith(nothing.text[6])
     first = [f"w{t}" for t in out.tokens[0]].index(word)
     assert stopped.finish_reason[0] == "stop" and stopped.tokens[0] == out.tokens[0][: first + 1]
     assert stopped.text[0].split() == [f"w{t}" for t in out.tokens[0][:first]]
