@@ -93,11 +93,11 @@ def make_rows(
         contrasts = [effect for effect in iv.effects if isinstance(effect, Contrast)]
         if len(contrasts) > 1:
             raise ValueError(f"packs[{i}] holds {len(contrasts)} contrasts, wanted at most one in a row")
-        for effect in contrasts:
+        for contrast in contrasts:
             rival[i] = len(owner)
             rival.append(len(owner))
             owner.append(i)
-            interventions.append(effect.against)
+            interventions.append(contrast.against)
     contrasted = len(owner) > len(ids)
     ids, spans, lengths = ([values[i] for i in owner] for values in (ids, spans, lengths))
     for i, iv, length, (_, hidden) in zip(owner, interventions, lengths, spans, strict=True):
