@@ -153,6 +153,7 @@ def test_doses_beyond_a_probability_of_1_are_noted(tiny_lm, see):
     assert np.isfinite(row["logits"]).all()
 
 
+@pytest.mark.slow  # `test_every_effect.py` has each random effect alone, in a program that is there anyway
 def test_cached_equals_uncached(tiny_lm, see, assert_close):
     prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[4], PROMPTS[0]]
     packs, ids = [FULL, FULL.at(0.5), LOUD, None], [4, 9, 4, 4]

@@ -139,6 +139,7 @@ def chosen(kwargs, place, token, length, hidden):
     return everything or inside or at or token in kwargs.get("prompt_tokens", ())
 
 
+@pytest.mark.slow
 def test_selections_mean_the_visible_prompt(word_lm, assert_close):
     """Steering the selected places, with a preface, against steering the same tokens, named one by one, by hand."""
     prompts = [[BOS, 5, 6, 7], [5, 6, 7]] * len(SELECTIONS)

@@ -104,6 +104,7 @@ def test_a_missing_vector_is_named(lm):
         nmjax.forward(lm, PROMPTS[:1], nmjax.steer("../calm"))
 
 
+@pytest.mark.slow
 def test_scale_of_a_named_vector_has_a_gradient(lm):
     def loss(scale):
         packs = nmjax.compose(nmjax.steer("bold", scale, layers=[1], coef="relative"), nmjax.steer(ONE, 0.1))
