@@ -144,8 +144,8 @@ def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: t
         if stops:
             tokens = np.asarray(state.tokens)
             for i in _asked_for(rows):
-                prompt, new = rows.tokens[i][rows.mask[i]], tokens[i][tokens[i] >= 0]
-                found = None if i in ended else _find_stop(lm, prompt, new, stops)
+                new = tokens[i][tokens[i] >= 0]
+                found = None if i in ended else _find_stop(lm, rows.visible(i), new, stops)
                 if found:
                     ended[i] = found
             state = state.replace(done=state.done | rows.follow(np.isin(_asked_for(rows), list(ended))))

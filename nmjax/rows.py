@@ -38,6 +38,12 @@ class Rows(flax.struct.PyTreeNode):
         """`values` [asked-for rows, ...] for all rows: hidden ones get those of their owner."""
         return values if self.owner is None else values[self.owner]
 
+    def visible(self, row: int) -> np.ndarray:
+        """A row's prompt without its hidden preface."""
+        ids = self.tokens[row][self.mask[row]]
+        start, length = (0, 0) if self.preface is None else self.preface[row]
+        return np.delete(ids, slice(start, start + length))
+
     def rivals(self, logits) -> jax.Array | None:
         """The logits [B, V] that each row is contrasted with."""
         return None if self.rival is None else logits[self.rival]
@@ -80,10 +86,6 @@ def make_rows(
       ValueError: a where-selection that holds none of its row's prompt, or several contrasts in one row.
     """
     lengths = [len(row) for row in ids] if prompt_len is None else list(prompt_len)
-    for i, (iv, length, (_, hidden)) in enumerate(zip(interventions, lengths, spans, strict=True)):
-        for effect in iv.effects:
-            if effect.where is not None:
-                effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
     owner = list(range(len(ids)))
     rival = list(owner)
     interventions = list(interventions)
@@ -91,13 +93,17 @@ def make_rows(
         contrasts = [effect for effect in iv.effects if isinstance(effect, Contrast)]
         if len(contrasts) > 1:
             raise ValueError(f"packs[{i}] holds {len(contrasts)} contrasts, wanted at most one in a row")
-        for effect in contrasts:
+        for contrast in contrasts:
             rival[i] = len(owner)
             rival.append(len(owner))
             owner.append(i)
-            interventions.append(effect.against)
+            interventions.append(contrast.against)
     contrasted = len(owner) > len(ids)
     ids, spans, lengths = [ids[i] for i in owner], [spans[i] for i in owner], [lengths[i] for i in owner]
+    for i, iv, length, (_, hidden) in zip(owner, interventions, lengths, spans, strict=True):
+        for effect in iv.effects:
+            if effect.where is not None:
+                effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
     tokens = np.zeros((len(ids), width), np.int32)
     mask = np.zeros((len(ids), width), bool)
     for i, row in enumerate(ids):

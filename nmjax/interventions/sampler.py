@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nmjax.interventions.effect import Effect, check_number, static
+from nmjax.interventions.inputs import Preface
+from nmjax.interventions.sites import SITES
 from nmjax.sampling import keep_top_k, keep_top_p
 
 COLDEST = 0.05  # a temperature never falls below this, nor a nucleus below NARROWEST, however high the dose
@@ -242,33 +244,42 @@ def first_token_ids(lm, words: Sequence[str]) -> set[int]:
     """The tokens that the words begin with, in all their spellings; one that only holds white space doesn't count.
 
     Raises:
-      ValueError: the model has no tokenizer.
+      ValueError: the model has no tokenizer, or no spelling of a word begins with a token that it knows.
     """
     if words and lm.tokenizer is None:
         raise ValueError("bias_tokens: this model has no tokenizer, so it has no words")
     known = lm.__dict__.setdefault("_first_token_ids", {})  # tokenising a list takes longer than a step of decoding
     for word in words:
         if word not in known:
-            cased = (word, word.capitalize())
-            known[word] = {_first_id(lm.tokenizer, text) for text in (*cased, *(f" {spelling}" for spelling in cased))}
+            spellings = [space + spelling for spelling in (word, word.capitalize()) for space in ("", " ")]
+            begins = {_first_token(lm, spelling) for spelling in spellings}
+            if begins == {None}:
+                raise ValueError(f"bias_tokens: this model has no token that {word!r} begins with")
+            known[word] = begins - {None}
     return set().union(*(known[word] for word in words))
 
 
-def _first_id(tokenizer, text: str) -> int:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return next(i for i in ids if tokenizer.decode([i]).strip())
+def _first_token(lm, text: str) -> int | None:
+    """The first token that holds more than white space; None where it is the one for unknown text."""
+    for token in lm.encode(text, "bias_tokens: words", special=False):
+        if lm.tokenizer.decode([token]).strip():
+            return None if token == lm.tokenizer.unk_token_id else token
+    return None
 
 
 class Contrast(Effect):
     """Subtracts `dose * alpha` times the log-probabilities of the same row under another intervention."""
 
     alpha: Any
-    against: Any = static(default=None)  # unbound: an Intervention; bound: None
+    against: Any = None  # unbound: an Intervention; bound: None
     blends = False
     costly = True
 
     def bind(self, lm):
         return self.replace(against=None)
+
+    def clamps(self):
+        return [f"contrast: {note}" for note in self.against.notes()]
 
     def logits(self, x, ctx):
         return x - (self.dose * self.alpha)[:, None] * jax.nn.log_softmax(ctx.rivals)
@@ -282,7 +293,8 @@ def contrast(against: Any, alpha: float = 0.5) -> Contrast:
     with `min_p`, which keeps it from promoting what the model itself finds absurd.
 
     Args:
-      against: an effect or intervention; contrasts within it are an error.
+      against: an effect or intervention, without contrasts and prefaces. What it does at the `logits` site doesn't
+        count: the other run's probabilities are those that its network gives.
       alpha: >= 0.
     """
     from nmjax.interventions.compose import as_intervention  # which builds on effects
@@ -290,5 +302,11 @@ def contrast(against: Any, alpha: float = 0.5) -> Contrast:
     other = as_intervention(against, "contrast: against")
     if any(isinstance(effect, Contrast) for effect in other.effects):
         raise ValueError("contrast: against holds a contrast itself, wanted an intervention without one")
+    if any(isinstance(effect, Preface) for effect in other.effects):
+        raise ValueError("contrast: against holds a preface, but the other run reads the same tokens as the row")
+    inside = [site for site in SITES if site != "logits"]
+    if other.effects and not any(effect.touches(site) for effect in other.effects for site in inside):
+        names = ", ".join(type(effect).__name__ for effect in other.effects)
+        raise ValueError(f"contrast: against={names} acts at `logits` only, wanted an effect inside the network")
     alpha = check_number("contrast: alpha", alpha, "a finite number >= 0", lambda number: number >= 0)
     return Contrast(alpha=np.float32(alpha), against=other)

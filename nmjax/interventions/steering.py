@@ -191,8 +191,8 @@ class Ablate(Effect):
         return self.replace(mask=layer_mask(self.layers, lm.config.layers).astype(np.float32), layers=None)
 
     def resid_post(self, x, ctx):
-        direction = self.direction[:, None].astype(x.dtype)  # [B, 1, D]
-        share = self.mask[:, ctx.layer][:, None, None].astype(x.dtype)
+        direction = self.direction[:, None]  # float32 [B, 1, D]: rounded to bfloat16 it would be another direction
+        share = self.mask[:, ctx.layer][:, None, None]
         return x - share * (x * direction).sum(-1, keepdims=True) * direction
 
 
@@ -214,9 +214,9 @@ class ClampProjection(Effect):
         return self.replace(mask=layer_mask(self.layers, lm.config.layers).astype(np.float32), layers=None)
 
     def resid_post(self, x, ctx):
-        direction = self.direction[:, None].astype(x.dtype)  # [B, 1, D]
-        share = self.mask[:, ctx.layer][:, None, None].astype(x.dtype)
-        missing = self.value[:, None, None].astype(x.dtype) - (x * direction).sum(-1, keepdims=True)
+        direction = self.direction[:, None]  # float32 [B, 1, D]: rounded to bfloat16 it would be another direction
+        share = self.mask[:, ctx.layer][:, None, None]
+        missing = self.value[:, None, None] - (x * direction).sum(-1, keepdims=True)
         return x + share * missing * direction
 
 
@@ -248,16 +248,17 @@ class SoftProjection(Effect):
         else:
             basis = np.asarray(self.basis, np.float64)
             _check_width("soft_projection", basis[0], lm)
-            orthonormal = np.linalg.svd(basis, full_matrices=False)[2].astype(np.float32)
+            _, sizes, axes = np.linalg.svd(basis, full_matrices=False)
+            # Directions that depend on one another span less than they number.
+            orthonormal = axes[sizes > 1e-6 * sizes[0]].astype(np.float32)
         share = self.share * layer_mask(self.layers, lm.config.layers).astype(np.float32)
         # Rows of one slot share their basis, so every basis has a slot of its own.
         name = hashlib.sha256(orthonormal.tobytes()).hexdigest()
         return self.replace(share=share, basis=orthonormal, subspace=name, layers=None)
 
     def resid_post(self, x, ctx):
-        share = jnp.minimum(self.dose * self.share[:, ctx.layer], 1)[:, None, None].astype(x.dtype)
-        basis = self.basis.astype(x.dtype)
-        return x + share * ((x @ basis.T) @ basis - x)
+        share = jnp.minimum(self.dose * self.share[:, ctx.layer], 1)[:, None, None]
+        return x + share * ((x @ self.basis.T) @ self.basis - x)
 
     def clamps(self):
         value = self.dose * self.share
