@@ -12,8 +12,9 @@ CHECK_PYTHON := import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.
 demo: $(SETUP)
 	$(PY) -m experiments.calibration_under_influence --packs=none,cocaine_10,cocaine_50,cocaine_100
 
+# Most of it is compilation, which a few processes share through a cache on disk.
 test: $(SETUP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(SETUP)
 	$(PY) -m pytest -m slow

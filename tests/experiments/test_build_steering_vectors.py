@@ -63,7 +63,7 @@ def test_what_is_accepted_is_saved_and_found_by_name(settings, lm, prompts, tmp_
     assert "Not saved, no layer is accepted: noise" in out
     found = store.named_vector(lm, "happy")
     train, _ = split_pairs(vectors.read_pairs(prompts)["happy"], 0.3, 0)
-    sides = [vectors.activations(lm, [pair[k] for pair in train]) for k in (0, 1)]
+    sides = [vectors.activations(lm, [pair[k] for pair in train], token="mean") for k in (0, 1)]
     mean = (sides[0].astype(np.float64) - sides[1]).mean(axis=0)
     np.testing.assert_allclose(found, mean / np.linalg.norm(mean, axis=-1, keepdims=True), atol=2e-6)
     with pytest.raises(ValueError, match="--types=noise"):

@@ -87,12 +87,13 @@ def test_explain_says_when_induction_heads_are_missing(copying_lm, save):
 
 
 def test_explain_tells_clamps_and_what_is_contrasted(copying_lm, save):
-    rival = {"effect": "contrastive_decoding", "weight": 1, "parameters": {"against": [HEAT]}}
+    sharp = {"effect": "qk_score_scaling", "weight": 0.25, "parameters": {"heads": "all"}}
+    rival = {"effect": "contrastive_decoding", "weight": 1, "parameters": {"against": [sharp]}}
     cold = {"effect": "temperature", "weight": 0.5, "direction": "down"}
     text = pack_tools.explain(save("mine", cold, rival), 4, copying_lm)
     assert "temperature -1 raised to 0.05" in text and "dose 4 extrapolates beyond 1" in text
     assert cells(text, "contrastive_decoding")[2] == "alpha 1.2"
-    assert "> temperature" in text and "T 1.25" in text  # the other run stays at its own dose
+    assert "> qk_score_scaling" in text and "factor 1.5" in text  # the other run stays at its own dose
     assert "No effects." in pack_tools.explain("none", 1.0, copying_lm)
     absolute = STEER | {"parameters": {"vector": [1.0, 2.0], "coef": "absolute"}}
     assert "-0.15 times the vector" in pack_tools.explain(save("mine", absolute), 1.0, copying_lm)

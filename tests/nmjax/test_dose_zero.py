@@ -170,6 +170,7 @@ def test_ii_next_to_the_same_classes(run, all_at_zero):
     assert_equal_in_bits(all_at_zero, run(NOTHING))
 
 
+@pytest.mark.slow
 def test_ii_next_to_another_class(run, all_at_zero):
     """The same against a program that holds but the effect of q: what is compiled in changes no bit."""
     assert_equal_in_bits(all_at_zero, run(NOTHING, company=nmjax.steer(WIDE, 3.0)))
@@ -217,6 +218,7 @@ def test_iv_methods_have_a_derivative(name, tiny_lm):
         np.testing.assert_allclose(slope, difference, rtol=0, atol=3e-3 * max(1, np.abs(slope).max()))
 
 
+@pytest.mark.slow
 def test_iv_the_model_has_a_derivative(tiny_lm, prompts, pass_in_company):
     """Every row moves with its own dose, through the whole network."""
     effects = list(MOVES_FORWARD.values())

@@ -312,6 +312,7 @@ def test_temperatures_multiply(in_company, logits, assert_close):
         assert_close(both.sample_logprobs[i], steps[np.arange(NEW), both.tokens[i]], scale=np.abs(x).max() / 0.4)
 
 
+@pytest.mark.slow
 def test_greedy_stays_greedy_under_a_pack_with_a_temperature(in_company, plain):
     """As in HF, drawing starts with the caller's temperature; the result says what has no effect."""
     hot, nucleus = nmjax.temperature(1.8), nmjax.top_p(0.5)

@@ -135,6 +135,7 @@ def kind_of(effect):
     return type(effect), getattr(effect, "mode", None), getattr(effect, "coef", None)
 
 
+@pytest.mark.slow
 def test_single_row(tiny_lm, cases, assert_close):
     """One row at a time. The other effects ride along at dose 0, so that all cases are one compiled program."""
     slots = [cases.interventions[name].effects[0] for name in SLOTS]

@@ -58,6 +58,7 @@ def test_two_runs_are_equal_in_bits(tiny_lm, options):
         same(first, i, second, i, 0)
 
 
+@pytest.mark.slow
 def test_paired_noise_across_packs(tiny_lm):
     """`seed=[7, 7, 7]`: the same random numbers for every row, so rows under equal packs agree."""
     out = nmjax.generate(
