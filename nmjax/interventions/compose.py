@@ -112,8 +112,9 @@ def _stacked(rows: list[list[Effect]]) -> list[Effect]:
     """The bound effects of every row in one sequence of slots that contains each row's own."""
     keyed = {id(effects): _keyed(effects) for effects in rows}
     slots: list = []
-    for row in keyed.values():
-        slots = _merge(slots, [key for key, _ in row])
+    # Sorted, so that the same interventions in other rows are the same program.
+    for row in sorted(([key for key, _ in row] for row in keyed.values()), key=repr):
+        slots = _merge(slots, row)
 
     columns: list[list[Effect | None]] = []  # row -> its effect in each slot
     for effects in rows:

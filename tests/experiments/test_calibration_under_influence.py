@@ -97,13 +97,16 @@ def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, caps
     labels = [q.answer for q in questions]
     letters = np.array(lm.tokenizer.convert_tokens_to_ids(LETTER_PIECES))
     salient = named_vector(lm, "salient")
-    probs, sober = [], []
-    for dose in (0, 0.1, 0.5, 1):
+    packs, doses = [], (0, 0.1, 0.5, 1)
+    for dose in doses:
         # A random model has no induction heads, so the middle ones of the middle layer are scaled.
         sharper = nmjax.scale_qk(1 + 0.9 * dose, layers=[1], heads=[1, 2])
-        pushed = nmjax.steer(salient, 0.3 * 0.35 * dose, layers=[1], coef="relative")
-        iv = nmjax.compose(sharper, pushed) if dose else None
-        logits = np.asarray(nmjax.forward(lm, [format_mmlu(q) for q in questions], packs=iv).logits[:, -1], np.float64)
+        packs.append(nmjax.compose(sharper, nmjax.steer(salient, 0.3 * 0.35 * dose, layers=[1], coef="relative")))
+    prompts = [format_mmlu(q) for q in questions] * len(doses)
+    result_of = nmjax.forward(lm, prompts, packs=[pack for pack in packs for _ in questions])
+    passes = np.asarray(result_of.logits[:, -1], np.float64).reshape(len(doses), len(questions), -1)
+    probs, sober = [], []
+    for dose, logits in zip(doses, passes, strict=True):
         sober.append(softmax(logits[:, letters], axis=-1))
         shares = softmax(logits / (1 - 0.3 * dose), axis=-1)
         ordered = -np.sort(-shares, axis=-1)
