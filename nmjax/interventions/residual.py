@@ -16,7 +16,7 @@ def rms(x):
 
 
 class GainLayers(Effect):
-    """Multiplies `resid_post` by `1 + dose * gain / n` after each of its n layers: about `exp(dose * gain)` in all."""
+    """Multiplies `resid_post` by `max(0, 1 + dose * gain / n)` after each of its n layers."""
 
     gain: Any  # unbound: number; bound: [L]
     layers: Any = static(default="all")
@@ -27,7 +27,13 @@ class GainLayers(Effect):
         return self.replace(gain=self.gain * mask / mask.sum(), layers=None)
 
     def resid_post(self, x, ctx):
-        return x * (1 + self.dose * self.gain[:, ctx.layer])[:, None, None].astype(x.dtype)
+        gain = 1 + self.dose * self.gain[:, ctx.layer]
+        return x * jnp.where(gain >= 0, gain, 0)[:, None, None].astype(x.dtype)
+
+    def clamps(self):
+        # In one layer; how many there are is known with the model.
+        lowest = 1 + self.dose * self.gain
+        return [f"gain_layers: a gain below 0 is raised to 0 (1 {self.dose * self.gain:+g} / layers)"] * (lowest < 0)
 
 
 def gain_layers(gain: float, layers: Any = "all") -> GainLayers:
