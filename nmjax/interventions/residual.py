@@ -31,9 +31,8 @@ class GainLayers(Effect):
         return x * jnp.where(gain >= 0, gain, 0)[:, None, None].astype(x.dtype)
 
     def clamps(self):
-        # In one layer; how many there are is known with the model.
-        lowest = 1 + self.dose * self.gain
-        return [f"gain_layers: a gain below 0 is raised to 0 (1 {self.dose * self.gain:+g} / layers)"] * (lowest < 0)
+        change = self.dose * self.gain  # how many layers share it is known with the model
+        return [f"gain_layers: 1 {change:+g} / layers, raised to 0 where below"] if change < -1 else []
 
 
 def gain_layers(gain: float, layers: Any = "all") -> GainLayers:
