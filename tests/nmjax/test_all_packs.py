@@ -1,5 +1,7 @@
 """Every shipped pack on the bundled model: it does something, nothing at dose 0, and the same in any company."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn import softmax
@@ -72,8 +74,31 @@ def test_at_dose_0_every_pack_is_no_pack(run, packs, together):
     zeros = run([pack.at(0) for pack in packs])
     nothing = run([None] * len(packs))
     assert zeros.tokens == nothing.tokens
-    np.testing.assert_allclose(np.stack(zeros.logprobs), np.stack(nothing.logprobs), atol=1e-5)
+    np.testing.assert_allclose(np.stack(zeros.logprobs), np.stack(nothing.logprobs), rtol=0, atol=3e-6)
     assert together.tokens != nothing.tokens
+
+
+@pytest.mark.slow
+def test_at_dose_0_beside_all_packs_it_is_no_pack_in_bits(run, packs):
+    ids = list(range(2 * len(packs)))
+    zeros = run([pack.at(0) for pack in packs] + packs, row_ids=ids)
+    nothing = run([None] * len(packs) + packs, row_ids=ids)
+    for i, name in enumerate(NAMES):
+        assert zeros.tokens[i] == nothing.tokens[i], name
+        np.testing.assert_array_equal(zeros.logprobs[i], nothing.logprobs[i], err_msg=name)
+        np.testing.assert_array_equal(zeros.sample_logprobs[i], nothing.sample_logprobs[i], err_msg=name)
+
+
+@pytest.mark.slow
+def test_every_pack_has_a_derivative_at_dose_0(lm, packs):
+    def last(doses):
+        dosed = [pack.at(dose) for pack, dose in zip(packs, doses, strict=True)]
+        return nmjax.forward(lm, [PROBES[1]] * len(packs), dosed).next_logits
+
+    slopes = jax.jvp(last, (jnp.zeros(len(packs)),), (jnp.ones(len(packs)),))[1]
+    for name, slope in zip(NAMES, np.asarray(slopes), strict=True):
+        assert np.isfinite(slope).all()
+        assert (np.abs(slope).max() > 1e-3) == (name != "none"), name
 
 
 def test_a_pack_does_not_depend_on_its_company(run, packs, together):
