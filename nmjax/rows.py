@@ -44,9 +44,9 @@ class Rows(flax.struct.PyTreeNode):
         start, length = (0, 0) if self.preface is None else self.preface[row]
         return np.delete(ids, slice(start, start + length))
 
-    def rivals(self, logits) -> jax.Array | None:
+    def rivals(self, logits) -> jax.Array:
         """The logits [B, V] that each row is contrasted with."""
-        return None if self.rival is None else logits[self.rival]
+        return logits if self.rival is None else logits[self.rival]
 
 
 def bucket(length: int) -> int:
@@ -94,6 +94,8 @@ def make_rows(
         if len(contrasts) > 1:
             raise ValueError(f"packs[{i}] holds {len(contrasts)} contrasts, wanted at most one in a row")
         for contrast in contrasts:
+            if not isinstance(contrast.dose, jax.core.Tracer) and contrast.dose == 0:
+                continue  # without a row more, the others are the same in bits as without the contrast
             rival[i] = len(owner)
             rival.append(len(owner))
             owner.append(i)

@@ -289,8 +289,8 @@ def contrast(against: Any, alpha: float = 0.5) -> Contrast:
     """Contrastive decoding (Li et al. 2023) against the same model under another intervention.
 
     `logits - d alpha log p_other`: what the other run finds likely, too, becomes less likely. The other run is a hidden
-    row of the same batch, with the same tokens, so it costs one row; rows without this effect have none. Combine it
-    with `min_p`, which keeps it from promoting what the model itself finds absurd.
+    row of the same batch, with the same tokens, so it costs one row; rows without this effect, or with it at dose 0,
+    have none. Combine it with `min_p`, which keeps it from promoting what the model itself finds absurd.
 
     Args:
       against: an effect or intervention, without contrasts and prefaces. What it does at the `logits` site doesn't

@@ -203,7 +203,7 @@ def test_sweeps_are_one_program(tiny_lm, greedy):
             nmjax.contrast(None, 0.1 * k),
             nmjax.compose(nmjax.jitter_embeddings(0.1), nmjax.contrast(TURN.at(k)), nmjax.min_p(0.1 * k)),
             PACKS[5],
-            PACKS[6].at(k),
+            PACKS[6].at(1 + k),
         ]
         seen.add(str(run(tiny_lm, packs=packs, seed=k).tokens))
     assert (prefill._cache_size(), decode._cache_size()) == before and len(seen) == 3
