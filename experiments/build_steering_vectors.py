@@ -250,8 +250,7 @@ def write(settings: Settings, lm, pairs: dict[str, vectors.Pairs], built: dict[s
 
 def main(_: Sequence[str]) -> None:
     paths.enable_compilation_cache()
-    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
-    settings = Settings(**given)
+    settings = nm_flags.filled(Settings)
     try:
         run(settings, *prepare(settings))
     except (ValueError, OSError) as error:

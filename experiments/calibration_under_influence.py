@@ -375,8 +375,7 @@ def run(settings: Settings, plan: Plan, score: Scorer, log: results.JsonlLog) ->
 
 def main(_: Sequence[str]) -> None:
     paths.enable_compilation_cache()
-    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
-    settings = Settings(**given)
+    settings = nm_flags.filled(Settings)
     try:
         prepared = prepare(settings)
     except (ValueError, OSError) as error:

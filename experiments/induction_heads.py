@@ -14,7 +14,6 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -174,8 +173,7 @@ def run(settings: Settings, lm: nmjax.LanguageModel) -> list[pathlib.Path]:
 
 def main(_: Sequence[str]) -> None:
     paths.enable_compilation_cache()
-    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
-    settings = Settings(**given)
+    settings = nm_flags.filled(Settings)
     try:
         run(settings, checkpoint.load(checkpoint.find(settings.model), dtype=settings.dtype))
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ Beside absl's spelling every binary accepts `--max-questions` for `--max_questio
 would stop there and drop the rest of the line in silence.
 """
 
+import dataclasses
 import difflib
 import re
 import sys
@@ -21,6 +22,11 @@ _READ_BY_ABSL_ITSELF = ("flagfile", "undefok")
 def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
     """`absl.app.run(main)` with the command line read as `normalize` describes; exits with status 1 on a bad one."""
     app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse)
+
+
+def filled(settings: type) -> Any:
+    """A settings dataclass whose fields hold the values of the flags of the same names."""
+    return settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings)})
 
 
 def normalize(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:

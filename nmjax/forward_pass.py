@@ -120,7 +120,7 @@ def _cut_prefaces(result: ForwardResult, spans, width: int, mask) -> ForwardResu
         visible[row, begin : begin + length] = False
 
     def move(x, axis):
-        rows = 0 if x.ndim == 2 or x.shape[0] == len(spans) and axis == 1 else 1  # the B axis: 0, or 1 behind L
+        rows = 0 if axis == 1 else 1  # the B axis stands in front, or behind L
         index = source.reshape([len(spans) if a == rows else width if a == axis else 1 for a in range(x.ndim)])
         return jnp.take_along_axis(x, index, axis=axis)
 

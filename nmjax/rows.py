@@ -106,11 +106,7 @@ def make_rows(
         for effect in iv.effects:
             if effect.where is not None:
                 effect.where.check(length - hidden, f"packs[{i}] {type(effect).__name__}")
-    tokens = np.zeros((len(ids), width), np.int32)
-    mask = np.zeros((len(ids), width), bool)
-    for i, row in enumerate(ids):
-        tokens[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = True
+    tokens, mask = left_padded(ids, width)
     return Rows(
         tokens=tokens,
         mask=mask,
@@ -121,6 +117,16 @@ def make_rows(
         owner=np.asarray(owner, np.int32) if contrasted else None,
         rival=np.asarray(rival, np.int32) if contrasted else None,
     )
+
+
+def left_padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 [B, T] with zeros in front of the shorter rows, and bool [B, T], True at real tokens."""
+    tokens = np.zeros((len(ids), width), np.int32)
+    mask = np.zeros((len(ids), width), bool)
+    for i, row in enumerate(ids):
+        tokens[i, width - len(row) :] = row
+        mask[i, width - len(row) :] = True
+    return tokens, mask
 
 
 def _without_prefaces(iv: Intervention) -> Intervention:

@@ -172,15 +172,10 @@ class CalibrationReport:
         ]
         for title, tables in self.sections().items():
             blocks += [page.Heading(title), *tables]
-        blocks += [
-            page.Heading("How to read this"),
-            *map(page.Paragraph, _READING),
-            page.Heading("Identity"),
-            page.Details("Configuration, seeds, versions, hashes", identity),
-        ]
+        blocks += page.closing(_READING, identity)
         subtitle = (
             f"{self.model} on {self.num_questions} four-choice questions under {', '.join(self.labels)}. "
-            f"{identity['timestamp'][:16].replace('T', ' ')} UTC"
+            f"{page.made_at(identity)}"
         )
         return page.render_page("Calibration under the influence", subtitle, blocks)
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nmjax.induction import InductionHeads
 from nmjax.report import page
-from nmjax.report.plots import _DPI, BASELINE, GRID, INK, _png
+from nmjax.report.plots import BASELINE, DPI, GRID, INK, png_bytes
 from nmjax.report.tables import Table, number, with_interval
 
 MOST_ROWS = 12
@@ -84,7 +84,7 @@ def heat_map(found: InductionHeads) -> bytes:
     L, N = found.induction.shape
     cell = min(0.5, max(0.12, 4 / max(L, N)))
     width, height = 3 * (cell * N + 0.55) + 1.0, max(cell * L, 1.4) + 1.35
-    figure = Figure(figsize=(max(width, 7.0), height), dpi=_DPI, facecolor="white", layout=ConstrainedLayoutEngine())
+    figure = Figure(figsize=(max(width, 7.0), height), dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine())
     grid = figure.subplots(1, 3, sharey=True)
     for axes, (name, title) in zip(grid, NAMES.items(), strict=True):
         values = getattr(found, name)
@@ -108,7 +108,7 @@ def heat_map(found: InductionHeads) -> bytes:
     bar = figure.colorbar(image, ax=grid, shrink=0.9, pad=0.015)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    return _png(figure)
+    return png_bytes(figure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +173,8 @@ class InductionPage:
         ]
         if self.ablation:
             blocks += [page.Heading("Do they do the copying?"), self.ablation.table()]
-        blocks += [
-            page.Heading("How to read this"),
-            *map(page.Paragraph, _READING),
-            page.Heading("Identity"),
-            page.Details("Configuration, seeds, versions, hashes", identity),
-        ]
-        subtitle = f"{self.model}. {identity['timestamp'][:16].replace('T', ' ')} UTC"
+        blocks += page.closing(_READING, identity)
+        subtitle = f"{self.model}. {page.made_at(identity)}"
         return page.render_page("Induction heads", subtitle, blocks)
 
 

@@ -55,6 +55,22 @@ class Details:
 
 Block = Heading | Paragraph | Cards | Picture | Details | Table
 
+
+def closing(reading: Sequence[str], identity: Mapping[str, Any]) -> list[Block]:
+    """How every page ends: how to read it, a paragraph each, and what run made it."""
+    return [
+        Heading("How to read this"),
+        *map(Paragraph, reading),
+        Heading("Identity"),
+        Details("Configuration, seeds, versions, hashes", identity),
+    ]
+
+
+def made_at(identity: Mapping[str, Any]) -> str:
+    """When a run was made, to the minute: `2026-01-31 23:59 UTC`."""
+    return f"{identity['timestamp'][:16].replace('T', ' ')} UTC"
+
+
 _STYLE = """
 :root { --ink: #1f2933; --muted: #5f6c7b; --line: #e4e7eb; --soft: #f7f9fb; --accent: #1d5b9b; }
 * { box-sizing: border-box; }

@@ -23,7 +23,7 @@ from nmjax.metrics.stats import wilson_interval
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 POINT, BAND, BASELINE = "#1d5b9b", "#c9dbef", "#b45309"
-_DPI = 150
+DPI = 150
 _FEW = 10  # a bin with fewer answers is drawn hollow and not joined to the line
 
 
@@ -63,7 +63,7 @@ def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     width, height, legend = 2.8 * columns + 0.75, 4.3 * rows, 0.5 if columns > 1 else 0.8  # inches
-    figure = Figure(figsize=(width, height + legend), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(width, height + legend), dpi=DPI, facecolor="white")
     grid = figure.add_gridspec(
         rows, columns, wspace=0.1, hspace=0.26, left=0.62 / width, right=1 - 0.15 / width,
         top=height / (height + legend) - 0.5 / (height + legend), bottom=0.5 / (height + legend),
@@ -84,7 +84,7 @@ def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> 
             upper.set_ylabel("accuracy", color=INK, fontsize=9)
             lower.set_ylabel("answers", color=INK, fontsize=9)
     _legend(figure)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
@@ -105,7 +105,7 @@ def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
             zorder=4,
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    _frame(axes)
+    frame(axes)
     axes.text(0, 1.1, panel.title, transform=axes.transAxes, fontsize=10.5, color=INK, fontweight="bold")
     notes = "  ".join(f"{name} {value}" for name, value in panel.notes)
     axes.text(0, 1.03, notes, transform=axes.transAxes, fontsize=8.5, color=INK)
@@ -119,7 +119,7 @@ def _counts(axes: Axes, bins: ReliabilityBins, most: int) -> None:
             axes.text(x, count + 0.03 * most, str(count), ha="center", va="bottom", fontsize=6.5, color=MUTED)
     axes.set(xlim=(0, 1), ylim=(0, 1.22 * most))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-    _frame(axes)
+    frame(axes)
 
 
 def _legend(figure: Figure) -> None:
@@ -152,7 +152,7 @@ def metrics_figure(
     rows = -(-len(panels) // columns)
     height = 0.28 * len(conditions) + 0.95
     spaced = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08)
-    figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=_DPI, facecolor="white", layout=spaced)
+    figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=DPI, facecolor="white", layout=spaced)
     y = np.arange(len(conditions))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for k, axes in enumerate(grid.flat):
@@ -173,12 +173,12 @@ def metrics_figure(
         axes.use_sticky_edges = False  # or a bar that starts at the edge of the data would be cut there
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        _frame(axes, panel.title)
+        frame(axes, panel.title)
         axes.grid(axis="y", visible=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
-def _frame(axes: Axes, title: str = "") -> None:
+def frame(axes: Axes, title: str = "") -> None:
     """The look all panels share."""
     axes.set_axisbelow(True)
     axes.grid(color=GRID, linewidth=0.7)
@@ -189,7 +189,7 @@ def _frame(axes: Axes, title: str = "") -> None:
         axes.set_title(title, fontsize=10, color=INK, loc="left", pad=6)
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nmjax.report import page
-from nmjax.report.plots import _DPI, BASELINE, GRID, INK, MUTED, POINT, _frame, _png
+from nmjax.report.plots import BASELINE, DPI, GRID, INK, MUTED, POINT, frame, png_bytes
 from nmjax.report.tables import Table, number, with_interval
 from nmjax.steering.validation import ALPHA, LEAST_EXPLAINED, SteeringReport
 
@@ -50,7 +50,7 @@ def separation_figure(reports: Mapping[str, SteeringReport], columns: int = 4) -
     columns = -(-len(reports) // rows)  # 5 panels are 3 + 2, not 4 + 1
     width, height = max(2.5 * columns + 0.5, 3.6), 1.85 * rows + 0.65
     spaced = ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.06)
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=spaced)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=spaced)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for k, axes in enumerate(grid.flat):
         if k >= len(reports):
@@ -66,7 +66,7 @@ def separation_figure(reports: Mapping[str, SteeringReport], columns: int = 4) -
         if report.chosen_layer is not None:
             axes.plot(report.chosen_layer, report.separation[report.chosen_layer], "o", markersize=10,
                       color=BASELINE, fillstyle="none", markeredgewidth=1.3, zorder=4)  # fmt: skip
-        _frame(axes, name)
+        frame(axes, name)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.margins(x=0.12, y=0.18)
         # Panels without one below them carry the axis; `sharex` would leave them bare.
@@ -82,13 +82,13 @@ def separation_figure(reports: Mapping[str, SteeringReport], columns: int = 4) -
         Line2D([], [], color=BASELINE, marker="o", markersize=9, fillstyle="none", linewidth=0, label="chosen"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def cosine_figure(names: Sequence[str], cosines: np.ndarray, layer: str) -> bytes:
     """Cosines between the types' directions [R, R] in one layer: types that are not distinct stand out."""
     size = 0.42 * len(names) + 2.2
-    figure = Figure(figsize=(size + 0.6, size), dpi=_DPI, facecolor="white", layout=ConstrainedLayoutEngine())
+    figure = Figure(figsize=(size + 0.6, size), dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine())
     axes = figure.subplots()
     image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
     for i, row in enumerate(cosines):
@@ -104,7 +104,7 @@ def cosine_figure(names: Sequence[str], cosines: np.ndarray, layer: str) -> byte
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.ax.tick_params(labelsize=8, labelcolor=INK, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    return _png(figure)
+    return png_bytes(figure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +152,8 @@ class SteeringPage:
             ]
         blocks.append(page.Heading("Layers"))
         blocks += [report.table(name) for name, report in self.reports.items()]
-        blocks += [
-            page.Heading("How to read this"),
-            *map(page.Paragraph, _READING),
-            page.Heading("Identity"),
-            page.Details("Configuration, seeds, versions, hashes", identity),
-        ]
-        subtitle = f"{self.model}: {', '.join(self.reports)}. {identity['timestamp'][:16].replace('T', ' ')} UTC"
+        blocks += page.closing(_READING, identity)
+        subtitle = f"{self.model}: {', '.join(self.reports)}. {page.made_at(identity)}"
         return page.render_page("Steering vectors", subtitle, blocks)
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from nmjax.forward_pass import gather
 from nmjax.interventions.effect import plain_context
 from nmjax.interventions.sites import ACTIVATIONS
+from nmjax.interventions.steering import PLACEBOS
 from nmjax.lm import LanguageModel
-from nmjax.rows import bucket, check_context, encode_all, rows_that_fit
+from nmjax.rows import bucket, check_context, encode_all, left_padded, rows_that_fit
 
 PROMPTS = Path(__file__).resolve().parent.parent / "data" / "steering_prompts.jsonl"
 KEYS = ("steering_type", "positive", "negative")
 TOKENS = ("last", "mean")
 METHODS = ("mean_diff", "pca", "pca_centered")
-PLACEBOS = ("random", "orthogonal")
 
 Pairs = list[tuple[str, str]]  # (positive, negative)
 
@@ -100,12 +100,8 @@ def activations(
     for width, members in sorted(by_width.items()):
         for start in range(0, len(members), batch_size):
             part = members[start : start + batch_size]
-            tokens = np.zeros((batch_size, width), np.int32)
-            mask = np.zeros((batch_size, width), bool)
-            for k in range(batch_size):
-                row = ids[part[k] if k < len(part) else part[0]]
-                tokens[k, width - len(row) :] = row
-                mask[k, width - len(row) :] = True
+            filled = part + part[:1] * (batch_size - len(part))
+            tokens, mask = left_padded([ids[i] for i in filled], width)
             found[part] = np.asarray(_read(lm.module, token, lm.params, tokens, mask))[: len(part)]
             if progress is not None:
                 progress(len(part))
