@@ -33,7 +33,8 @@ from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
 from nmjax.packs import PackError, list_packs, load_pack
 from nmjax.paths import enable_compilation_cache
-from nmjax.scoring import ChoiceScores, score, score_choices
+from nmjax.prefix import share_prefix
+from nmjax.scoring import ChoiceScores, continuation_logprobs, score, score_choices
 
 enable_compilation_cache()
 
@@ -55,6 +56,7 @@ __all__ = [
     "bias_tokens",
     "clamp_projection",
     "compose",
+    "continuation_logprobs",
     "contrast",
     "decay_kv",
     "decay_segments",
@@ -78,6 +80,7 @@ __all__ = [
     "score",
     "score_choices",
     "segment_kv",
+    "share_prefix",
     "shared",
     "soft_projection",
     "static",

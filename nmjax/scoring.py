@@ -12,6 +12,7 @@ from nmjax.interventions.compose import as_rows
 from nmjax.interventions.effect import static
 from nmjax.interventions.sites import act
 from nmjax.lm import LanguageModel
+from nmjax.prefix import Behind, SharedPrefix
 from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, notes, prefaced, row_keys
 
 FLOOR = 1e-12  # the probability of a choice that truncation removed
@@ -27,7 +28,13 @@ class ChoiceScores(flax.struct.PyTreeNode):
     mass: jax.Array  # float32 [B]: what the choices hold together of the vocabulary's probability
     sober_mass: jax.Array  # float32 [B]
     removed: jax.Array  # float32 [B]: the share of `mass` which truncation removed
+    kept: jax.Array  # bool [B, C]: choices that truncation leaves; the likeliest one is among them
     notes: tuple[str, ...] = static(default=())  # doses beyond 1 and clamped values
+
+    def among(self, choices: Sequence[int]) -> "ChoiceScores":
+        """The scores of some of the choices, by index, renormalised among them."""
+        at = np.asarray(choices)
+        return _summarise(self.logprobs[:, at], self.sober_logprobs[:, at], self.kept[:, at]).replace(notes=self.notes)
 
 
 def score(lm: LanguageModel, prompts, choices, packs=None, **options):
@@ -37,7 +44,7 @@ def score(lm: LanguageModel, prompts, choices, packs=None, **options):
 
 def score_choices(
     lm: LanguageModel, prompts, choices, packs=None, *, width: int | None = None, batch_size: int | None = None,
-    seed=0, row_ids=None,
+    seed=0, row_ids=None, prefix: SharedPrefix | None = None,
 ) -> ChoiceScores:  # fmt: skip
     """Scores the same number of choices after every prompt.
 
@@ -50,6 +57,8 @@ def score_choices(
       packs: one intervention for all rows, or a list with one (or None) a row.
       width: padded prompt length; None = the longest prompt. Fix it over a data set to compile once.
       batch_size: rows run together; None = as many as fit in memory.
+      prefix: what all prompts begin with, run before by `share_prefix` under the same interventions. Prompts are given
+        whole all the same; only what follows the prefix is run, and `width` is the width of that.
     Raises:
       ValueError: bad input; the message names the argument, the value seen and the value wanted.
     """
@@ -57,10 +66,15 @@ def score_choices(
     interventions = as_rows(packs, len(ids))
     keys = row_keys(seed, row_ids, len(ids))
     stems, endings = _split_all(lm, prompts, ids, choices)
+    if prefix is not None:
+        prefix.check(stems, interventions)
     stems, spans = prefaced(lm, stems, interventions)
     longest = max(len(ending) for row in endings for ending in row)
     extra = [max(len(ending) for ending in row) - 1 for row in endings]
     check_context(lm, [len(stem) for stem in stems], extra, "tokens of a choice")
+    skip = 0 if prefix is None else len(prefix.ids)
+    skipped = [skip + hidden if skip else 0 for _, hidden in spans]
+    stems = [stem[n:] for stem, n in zip(stems, skipped, strict=True)]
     needed = max(map(len, stems)) + longest - 1
     if width is not None and (isinstance(width, bool) or not isinstance(width, int | np.integer)):
         raise ValueError(f"width={width!r}, wanted an integer of at least {needed}")
@@ -72,19 +86,87 @@ def score_choices(
         source = [i for i in take for _ in range(1 if longest == 1 else len(endings[i]))]
         tails = [[()] if longest == 1 else [ending[:-1] for ending in endings[i]] for i in take]
         texts = [stems[i] + list(tail) for i, row in zip(take, tails, strict=True) for tail in row]
-        lengths = [len(stems[i]) for i in source]
+        lengths = [skipped[i] + len(stems[i]) for i in source]
         rows = make_rows(
             lm, texts, [spans[i] for i in source], [interventions[i] for i in source], width or needed,
             keys[np.asarray(source)], lengths,
         )  # fmt: skip
         targets = _targets([endings[i] for i in take], longest)
-        batches.append((rows, targets, len(take), real))
+        behind = None if prefix is None else prefix.behind([interventions[i] for i in source], rows)
+        batches.append((rows, behind, targets, len(take), real))
     parts = []
-    for rows, targets, count, real in batches:  # after all are made, so that bad input is found before any compute
-        scores = _score(lm.module, lm.params, rows, rows.follow(targets))
+    for rows, behind, targets, count, real in batches:  # after all are made, so bad input is found before any compute
+        scores = _score(lm.module, lm.params, rows, rows.follow(targets), behind)
         parts.append([x[: len(targets)].reshape(count, -1)[:real] for x in scores])
     scores = _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
     return scores.replace(notes=tuple(notes(interventions)))
+
+
+def continuation_logprobs(
+    lm: LanguageModel, prompts, continuations, packs=None, *, width: int | None = None, room: int | None = None,
+    batch_size: int | None = None, seed=0, row_ids=None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Log-probability of every token of a continuation, given the prompt and the tokens before it.
+
+    At temperature 1 and before the `logits` site: for what `generate` wrote under the same packs, its `logprobs`.
+
+    Args:
+      prompts, packs, batch_size: as for `score_choices`.
+      continuations: token ids, or texts, one for each prompt; a text is tokenised behind its prompt.
+      width, room: padded lengths of prompt + continuation, and of the continuation; None = the longest. Fix them over a
+        data set to compile once.
+    Returns:
+      float32, one array a row, of the continuation's length.
+    Raises:
+      ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
+    """
+    ids = encode_all(lm, prompts)
+    if not _is_list(continuations) or len(continuations) != len(ids):
+        raise ValueError(f"continuations={continuations!r}, wanted a list of {len(ids)}, one for each prompt")
+    interventions = as_rows(packs, len(ids))
+    keys = row_keys(seed, row_ids, len(ids))
+    wholes = [
+        _continue(lm, *row, i, "continuations") for i, row in enumerate(zip(prompts, ids, continuations, strict=True))
+    ]
+    for i, (whole, row) in enumerate(zip(wholes, ids, strict=True)):
+        if whole[: len(row)] != row:
+            raise ValueError(
+                f"continuations[{i}] merges with the last token of its prompt; wanted token ids, or a space"
+            )
+    counts = [len(whole) - len(row) for whole, row in zip(wholes, ids, strict=True)]
+    texts, spans = prefaced(lm, [whole[:-1] for whole in wholes], interventions)  # nothing is asked of the last token
+    check_context(lm, [len(text) for text in texts], [0] * len(texts), "more")
+    width, room = width or max(map(len, texts)), room or max(counts)
+    if width < max(map(len, texts)) or room < max(counts) or room > width:
+        raise ValueError(
+            f"width={width}, room={room}, wanted at least {max(map(len, texts))} and {max(counts)}, and room <= width"
+        )
+    found: list[np.ndarray] = []
+    for take, real in chunks(lm, interventions, width, batch_size):
+        rows = make_rows(
+            lm, [texts[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,
+            keys[np.asarray(take)], [len(texts[i]) + 1 - counts[i] for i in take],
+        )  # fmt: skip
+        targets = np.zeros((len(take), room), np.int32)
+        for row, i in zip(targets, take, strict=True):
+            row[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
+        logprobs = np.asarray(_read(lm.module, lm.params, rows, rows.follow(targets)))
+        found += [logprobs[k, room - counts[i] :] for k, i in enumerate(take[:real])]
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(module, params, rows: Rows, targets):
+    """float32 [B, P]: log-probabilities of the tokens [B, P] which the last P positions predict."""
+    P = targets.shape[1]
+    hidden = module.apply({"params": params}, rows.tokens, ctx=rows.context(), effects=rows.effects)
+
+    def at(position):  # one position of all rows at a time, or the logits of a large vocabulary would not fit
+        here, target = position
+        logits = module.apply({"params": params}, here[:, None], method="unembed")[:, 0]
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)[:, 0]
+
+    return jax.lax.map(at, (hidden[:, -P:].swapaxes(0, 1), targets.T), batch_size=8).T
 
 
 def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
@@ -123,14 +205,14 @@ def _is_ids(choice) -> bool:
     return all(isinstance(t, int | np.integer) for t in choice)
 
 
-def _continue(lm, prompt, ids: list[int], choice, index: int) -> list[int]:
+def _continue(lm, prompt, ids: list[int], choice, index: int, argument: str = "choices") -> list[int]:
     """Tokens of prompt + choice. Raises ValueError for an empty choice."""
     if isinstance(choice, str) and isinstance(prompt, str):
-        whole = lm.encode(prompt + choice, "choices")
+        whole = lm.encode(prompt + choice, argument)
     else:
-        whole = ids + lm.encode(choice, "choices", special=False)
+        whole = ids + lm.encode(choice, argument, special=False)
     if whole == ids or len(whole) < 2:
-        raise ValueError(f"choices: {choice!r} adds no token to prompts[{index}]")
+        raise ValueError(f"{argument}: {choice!r} adds no token to prompts[{index}]")
     return whole
 
 
@@ -143,11 +225,15 @@ def _targets(endings: list[list[tuple[int, ...]]], longest: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(module, params, rows: Rows, targets):
+def _score(module, params, rows: Rows, targets, behind: Behind | None = None):
     """Per row and candidate: log-probability after and before the `logits` site, and whether truncation keeps it."""
     T, P = rows.tokens.shape[1], targets.shape[1]
-    ctx = rows.context()
-    hidden = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
+    if behind is None:
+        ctx = rows.context()
+        hidden = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
+    else:
+        ctx, cache = behind.start(rows)
+        hidden, _ = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
     logits = module.apply({"params": params}, hidden[:, T - P :], method="unembed")
     softeners = tuple(effect for effect in rows.effects if not effect.truncates)
     counts = jnp.zeros((len(rows.tokens), logits.shape[-1]), jnp.int32)
@@ -186,4 +272,5 @@ def _summarise(after, before, kept) -> ChoiceScores:
         mass=whole.sum(-1),
         sober_mass=jnp.exp(before).sum(-1),
         removed=jnp.where(kept, 0, jax.nn.softmax(after)).sum(-1),
+        kept=kept,
     )

@@ -215,6 +215,25 @@ def test_width_changes_nothing_else(tiny_lm, short, assert_close):
     assert_close(wider, short.logprobs)
 
 
+def test_continuations_token_by_token(tiny_lm, brute, assert_close):
+    """What `brute` sums for a choice, and the sum is of as many numbers as there are tokens."""
+    packs = [pack(**spec) for spec in SPECS]
+    seen = nmjax.continuation_logprobs(tiny_lm, PROMPTS, [[9, 4, 4], [7], [8, 3], [5, 5]], packs, batch_size=3)
+    wanted = brute(PROMPTS, [[[9, 4, 4]], [[7]], [[8, 3]], [[5, 5]]], SPECS)["sober_logprobs"][:, 0]
+    assert [len(row) for row in seen] == [3, 1, 2, 2]
+    assert_close([row.sum() for row in seen], wanted, scale=20.0)
+
+
+def test_continuations_are_what_generate_reports(tiny_lm, in_company, cases, assert_close):
+    packs = [cases.interventions[name] for name in ("many", "decay_score")]
+    out = in_company(PROMPTS[:2], packs, max_new_tokens=8)
+    seen = nmjax.continuation_logprobs(tiny_lm, PROMPTS[:2], out.tokens, packs)
+    for row, wanted in zip(seen, out.logprobs, strict=True):
+        assert_close(row, wanted, scale=20.0)
+    sober = nmjax.continuation_logprobs(tiny_lm, PROMPTS[:2], out.tokens)
+    assert max(np.abs(a - b).max() for a, b in zip(sober, seen, strict=True)) > 1e-2
+
+
 TWO = [[3, 4, 5], [6]]
 
 
