@@ -1,4 +1,8 @@
-"""Calibration of a classifier's probabilities: accuracy, confidence, ECE, MCE, Brier, NLL, debiasing, consistency.
+"""Calibration of a classifier's probabilities: proper scores, binned errors, debiasing, what chance alone gives.
+
+Means: accuracy, confidence, overconfidence, entropy, Brier, NLL. Binned: ECE and MCE over bins of equal width, ECE over
+bins of equal mass, class by class, and split into what is over- and what is underconfident. Errors without bins are in
+`nmjax.metrics.smooth`; how well confidence tells right from wrong answers is in `nmjax.metrics.ranking`.
 
 Everything takes `probs [N, C]` (each row a distribution over C choices) and `labels [N]` (the index of the right
 choice), as NumPy or JAX arrays, and computes in float64 on the host. *Confidence* is the largest probability of a row,
@@ -7,16 +11,20 @@ choice), as NumPy or JAX arrays, and computes in float64 on the host. *Confidenc
 Metrics that take `weights [..., N]` return one value for each leading index, so one matrix of bootstrap weights gives
 a metric's whole bootstrap distribution in one product (see `nmjax.metrics.stats`).
 
-Bins are equal-width and half-open on the left, (lo, hi]; a confidence of exactly 0 belongs to the first bin.
+Bins are half-open on the left, (lo, hi]; a confidence of exactly 0 belongs to the first one. They have equal width
+except where a name says equal mass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike
-from scipy.special import ndtr
+from scipy.special import entr, ndtr
+
+from nmjax.metrics.stats import wilson_interval
 
 NLL_FLOOR = 1e-12
 """A probability of the right choice below this counts as this, so a choice cut to 0 has a finite NLL of 27.6 nats."""
@@ -102,6 +110,30 @@ def nll(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, f
     return _mean(-np.log(np.clip(p[np.arange(len(y)), y], floor, 1.0)), weights)
 
 
+def entropy(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
+    """Mean Shannon entropy of the rows in nats, in [0, log C]; the labels are checked and play no part."""
+    p, _ = check_probs(probs, labels)
+    return _mean(entr(np.minimum(p, 1.0)).sum(axis=1), weights)
+
+
+def answers_held_at(
+    probs: ArrayLike, labels: ArrayLike, thresholds: Sequence[float] = (0.9, 0.95, 0.99)
+) -> list[dict[str, object]]:
+    """How many answers are held at each threshold's confidence or above, and the share of them that is right.
+
+    One dictionary a threshold: "threshold", "count", "right" (the share) and "interval", its Wilson 95% [low, high];
+    the last two are None where the count is 0.
+    """
+    confidence, correct = top_label(probs, labels)
+    rows: list[dict[str, object]] = []
+    for threshold in thresholds:
+        held = correct[confidence >= threshold]
+        interval = [float(end) for end in wilson_interval(held.sum(), len(held))] if len(held) else None
+        right = float(held.mean()) if len(held) else None
+        rows.append({"threshold": float(threshold), "count": len(held), "right": right, "interval": interval})
+    return rows
+
+
 # --- Binned metrics ---------------------------------------------------------------------------------------------------
 
 
@@ -114,18 +146,39 @@ def bin_index(confidence: ArrayLike, n_bins: int = 10) -> np.ndarray:
     return np.clip(np.searchsorted(edges, c, side="left") - 1, 0, n_bins - 1)
 
 
+def equal_mass_index(confidence: ArrayLike, n_bins: int = 10) -> np.ndarray:
+    """The equal-mass bin of each confidence, int [N] in 0..n_bins-1: bin b holds those above the b/n quantile of all
+    [N] up to and including the (b+1)/n one. Tied confidences share a bin, so bins can be empty."""
+    if n_bins < 1:
+        raise ValueError(f"n_bins is {n_bins}; wanted at least 1")
+    c = np.asarray(confidence, dtype=np.float64)
+    smaller = np.searchsorted(np.sort(c), c, side="left")  # at the k/n quantile or below: smaller < k N / n
+    return smaller * n_bins // len(c)
+
+
+def _bin_sums(
+    index: np.ndarray, surplus: np.ndarray, weights: ArrayLike | None, n_bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of each bin and weighted sum of its `surplus [N]` (promised less kept), each [..., n_bins]."""
+    if weights is None:
+        return np.bincount(index, minlength=n_bins), np.bincount(index, surplus, n_bins)
+    member = np.eye(n_bins)[index]  # [N, n_bins]
+    sums = np.asarray(weights, dtype=np.float64) @ np.concatenate([member, member * surplus[:, None]], axis=1)
+    mass, gap = np.split(sums, 2, axis=-1)
+    return mass, gap
+
+
+def _ece(index: np.ndarray, surplus: np.ndarray, weights: ArrayLike | None, n_bins: int) -> np.ndarray:
+    mass, gap = _bin_sums(index, surplus, weights, n_bins)
+    return np.asarray(np.abs(gap).sum(axis=-1) / mass.sum(axis=-1))
+
+
 def binned_errors(
     probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
     """ECE and MCE (see `ece` and `mce`) from one pass over the bins."""
     confidence, correct = top_label(probs, labels)
-    index, surplus = bin_index(confidence, n_bins), confidence - correct
-    if weights is None:
-        mass, gap = np.bincount(index, minlength=n_bins), np.bincount(index, surplus, n_bins)
-    else:
-        member = np.eye(n_bins)[index]  # [N, n_bins]
-        sums = np.asarray(weights, dtype=np.float64) @ np.concatenate([member, member * surplus[:, None]], axis=1)
-        mass, gap = np.split(sums, 2, axis=-1)
+    mass, gap = _bin_sums(bin_index(confidence, n_bins), confidence - correct, weights, n_bins)
     gap = np.abs(gap)
     worst = (gap / np.where(mass > 0, mass, 1.0)).max(axis=-1)
     return np.asarray(gap.sum(axis=-1) / mass.sum(axis=-1)), np.asarray(worst)
@@ -146,6 +199,37 @@ def mce(probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n
     One answer in a bin is enough to set it; read it beside the counts and its consistency band.
     """
     return binned_errors(probs, labels, weights, n_bins)[1]
+
+
+def ece_equal_mass(
+    probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
+) -> np.ndarray:
+    """ECE over bins of equal mass, the adaptive calibration error of the top label (Nguyen and O'Connor 2015).
+
+    The sample alone sets the bins (`equal_mass_index`): weights weigh answers and move none to another bin.
+    """
+    confidence, correct = top_label(probs, labels)
+    return _ece(equal_mass_index(confidence, n_bins), confidence - correct, weights, n_bins)
+
+
+def classwise_ece(
+    probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
+) -> np.ndarray:
+    """Mean over choices c of the ECE of p_c as the probability of 'the label is c' (Kull et al. 2019)."""
+    p, y = check_probs(probs, labels)
+    surplus = p - np.eye(p.shape[1])[y]
+    choices = range(p.shape[1])
+    return np.asarray(np.mean([_ece(bin_index(p[:, c], n_bins), surplus[:, c], weights, n_bins) for c in choices], 0))
+
+
+def confidence_split(
+    probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """ECE in two parts that sum to it: of the bins that promise more than they keep, and of those that promise less."""
+    confidence, correct = top_label(probs, labels)
+    mass, gap = _bin_sums(bin_index(confidence, n_bins), confidence - correct, weights, n_bins)
+    over, under = (np.maximum(part, 0).sum(axis=-1) / mass.sum(axis=-1) for part in (gap, -gap))
+    return np.asarray(over), np.asarray(under)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Calibration metrics against scikit-learn, a loop over answers and bins, and closed forms."""
+"""Calibration metrics against scikit-learn, SciPy, a loop over answers and bins, and closed forms."""
 
 import math
 
@@ -107,6 +107,103 @@ def test_bin_edges_belong_to_the_bin_below():
         assert calibration.bin_index(edges, n_bins).tolist() == list(range(n_bins))
 
 
+@pytest.mark.parametrize("n_bins", [10, 15])
+@pytest.mark.parametrize("tied", [False, True])
+def test_equal_mass_ece_equals_a_loop_over_quantiles(n_bins, tied):
+    probs, labels = sample(7 * 30, seed=4, sharpen=1.6)
+    if tied:  # to one decimal: a few values, each held by many
+        top = np.round(probs.max(axis=1), 1)
+        probs = np.stack([top, 1 - top], axis=1)
+        probs[top == 0.5] = [0.51, 0.49]
+        labels = labels % 2
+    confidence, correct = calibration.top_label(probs, labels)
+    ranked = sorted(confidence)
+    upper = [ranked[math.ceil(len(ranked) * k / n_bins) - 1] for k in range(1, n_bins + 1)]  # quantiles
+    member = np.array([next(b for b in range(n_bins) if c <= upper[b]) for c in confidence])
+    np.testing.assert_array_equal(calibration.equal_mass_index(confidence, n_bins), member)
+    counts = np.bincount(member, minlength=n_bins)
+    assert (counts == 0).any() if tied else (counts == 210 // n_bins).all()
+    weights = np.random.default_rng(0).random((3, 210))
+    for w, value in zip(weights, calibration.ece_equal_mass(probs, labels, weights, n_bins), strict=True):
+        gaps = [abs((w * (confidence - correct))[member == b].sum()) for b in range(n_bins)]
+        assert value == pytest.approx(sum(gaps) / w.sum())
+    assert calibration.ece_equal_mass(probs, labels, n_bins=n_bins) == pytest.approx(
+        calibration.ece_equal_mass(probs, labels, np.full(210, 2.0), n_bins)
+    )
+
+
+def test_classwise_ece_is_the_mean_over_choices_of_a_binary_ece():
+    probs, labels = sample(200, seed=6, sharpen=2.0)
+    for n_bins in (10, 15):
+        values = []
+        for c in range(4):
+            bins = [[] for _ in range(n_bins)]
+            for p, y in zip(probs[:, c], labels, strict=True):
+                bins[next(b for b in range(n_bins) if p <= (b + 1) / n_bins)].append(p - (y == c))
+            values.append(sum(abs(sum(b)) for b in bins) / 200)
+        assert calibration.classwise_ece(probs, labels, n_bins=n_bins) == pytest.approx(np.mean(values))
+
+
+def test_entropy_is_that_of_scipy():
+    probs, labels = sample(50)
+    probs[0] = [1, 0, 0, 0]
+    assert calibration.entropy(probs, labels) == pytest.approx(scipy_stats.entropy(probs, axis=1).mean())
+    assert calibration.entropy(np.full((3, 4), 0.25), [0, 1, 2]) == pytest.approx(math.log(4))
+    assert calibration.entropy([[1.0, 0.0], [0.5, 0.5]], [0, 0], [[3, 1], [0, 1]]) == pytest.approx(
+        [math.log(2) / 4, math.log(2)]
+    )
+
+
+def test_the_parts_of_ece_are_its_over_and_its_underconfident_bins():
+    # Held at 0.8: 4 answers, 2 right. Held at 0.6: 6 answers, all right.
+    probs, labels = [[0.8, 0.2]] * 4 + [[0.6, 0.4]] * 6, [0, 0, 1, 1] + [0] * 6
+    over, under = calibration.confidence_split(probs, labels)
+    assert (over, under) == (pytest.approx(0.4 * 0.3), pytest.approx(0.6 * 0.4))
+    for sharpen in (0.5, 1.0, 2.0):
+        probs, labels = sample(300, sharpen=sharpen)
+        weights = np.random.default_rng(2).random((4, 300))
+        over, under = calibration.confidence_split(probs, labels, weights, n_bins=15)
+        np.testing.assert_allclose(over + under, calibration.ece(probs, labels, weights, n_bins=15), atol=1e-12)
+        gap = calibration.overconfidence(probs, labels, weights)
+        np.testing.assert_allclose(over - under, gap, atol=1e-12)
+
+
+def test_answers_held_at_a_threshold():
+    probs = [[0.95, 0.05]] * 10 + [[0.9, 0.1]] * 5 + [[0.6, 0.4]] * 5
+    labels = [0] * 9 + [1] + [0, 0, 0, 1, 1] + [1] * 5
+    held = calibration.answers_held_at(probs, labels)
+    assert [(row["threshold"], row["count"], row["right"]) for row in held] == [
+        (0.9, 15, 12 / 15),
+        (0.95, 10, 0.9),
+        (0.99, 0, None),
+    ]
+    for row, right in zip(held, (12, 9), strict=False):
+        low, high = scipy_stats.binomtest(right, row["count"]).proportion_ci(method="wilson")
+        assert row["interval"] == pytest.approx([low, high])
+    assert held[2]["interval"] is None
+    assert calibration.answers_held_at(probs, labels, [0.5])[0]["right"] == pytest.approx(
+        calibration.accuracy(probs, labels)
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+@pytest.mark.parametrize("right", [True, False])
+def test_one_answer_and_all_right_and_all_wrong(n, right):
+    """All held at 0.7: every binned error is the distance to 1 or 0, whatever the bins."""
+    probs, labels = np.tile([0.7, 0.3], (n, 1)), np.full(n, 0 if right else 1)
+    gap = 0.3 if right else 0.7
+    for n_bins in (1, 10, 15):
+        for metric in (calibration.ece, calibration.mce, calibration.ece_equal_mass, calibration.classwise_ece):
+            assert metric(probs, labels, n_bins=n_bins) == pytest.approx(gap), metric.__name__
+        split = (0, gap) if right else (gap, 0)
+        assert calibration.confidence_split(probs, labels, n_bins=n_bins) == pytest.approx(split)
+        assert calibration.debiased_ece(probs, labels, n_bins) == pytest.approx(gap)
+        # A lone answer says nothing of its own noise.
+        assert calibration.debiased_l2(probs, labels, n_bins) == pytest.approx(gap if n > 1 else 0)
+    certain = calibration.ece(np.tile([1.0, 0.0], (n, 1)), labels), calibration.mce(np.tile([1.0, 0.0], (n, 1)), labels)
+    assert certain == pytest.approx((0, 0) if right else (1, 1))
+
+
 def test_probability_cut_to_zero_has_the_floor_as_likelihood():
     assert calibration.nll([[1.0, 0.0]], [1]) == pytest.approx(-math.log(1e-12))
     assert calibration.nll([[1.0, 0.0]], [1], floor=1e-3) == pytest.approx(math.log(1000))
@@ -122,8 +219,10 @@ def test_probability_cut_to_zero_has_the_floor_as_likelihood():
         calibration.brier_top_label,
         calibration.brier_multiclass,
         calibration.nll,
+        calibration.entropy,
         calibration.ece,
         calibration.mce,
+        calibration.classwise_ece,
     ],
 )
 def test_weights_count_repetitions(metric):
@@ -241,6 +340,8 @@ def test_bad_input_is_named(probs, labels, message):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="n_bins is 0"):
         calibration.bin_index([0.5], 0)
+    with pytest.raises(ValueError, match="n_bins is 0"):
+        calibration.equal_mass_index([0.5], 0)
     with pytest.raises(ValueError, match="floor is 0"):
         calibration.nll([[0.5, 0.5]], [0], floor=0.0)
     with pytest.raises(ValueError, match="confidence has shape"):
