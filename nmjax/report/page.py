@@ -1,6 +1,7 @@
 """One self-contained HTML page from an experiment's texts, tables, figures and identity.
 
-Nothing is loaded from anywhere: the style is inside, images are data URIs. It reads on a phone and on paper.
+Nothing is loaded from anywhere: style and script are inside, images are data URIs. It reads on a phone, on paper, and
+without the script, which does no more than sort tables.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nmjax.report.tables import Table
+from nmjax.report.plots import DPI
+from nmjax.report.style import SCRIPT, STYLE
+from nmjax.report.tables import Table, sort_key
+from nmjax.report.verdicts import MARKS, Verdict, Verdicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +42,15 @@ class Cards:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG with a caption; `alt` says in words what it shows."""
+    """A PNG with a caption; `alt` says in words what it shows. Raises ValueError for other bytes than a PNG's."""
 
     png: bytes
     caption: str
     alt: str
+
+    def __post_init__(self):
+        if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise ValueError(f"png begins with {self.png[:8]!r}; wanted a PNG")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Details:
     values: Mapping[str, Any]
 
 
-Block = Heading | Paragraph | Cards | Picture | Details | Table
+Block = Heading | Paragraph | Cards | Picture | Details | Table | Verdicts
 
 
 def closing(reading: Sequence[str], identity: Mapping[str, Any]) -> list[Block]:
@@ -71,46 +79,6 @@ def made_at(identity: Mapping[str, Any]) -> str:
     return f"{identity['timestamp'][:16].replace('T', ' ')} UTC"
 
 
-_STYLE = """
-:root { --ink: #1f2933; --muted: #5f6c7b; --line: #e4e7eb; --soft: #f7f9fb; --accent: #1d5b9b; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-.subtitle { color: var(--muted); margin: 0 0 1.2rem; max-width: 75ch; }
-nav { border-block: 1px solid var(--line); padding: .55rem 0; margin-bottom: 1.6rem; font-size: .92rem; }
-nav a { margin-right: 1.3rem; white-space: nowrap; }
-a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
-h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; }
-p { max-width: 75ch; margin: .6rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .8rem; margin: 1.2rem 0; }
-.card { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
-.card .label { color: var(--muted); font-size: .85rem; }
-.card .value { font-size: 1.55rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.35; }
-.card .remark { color: var(--muted); font-size: .82rem; line-height: 1.4; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: var(--muted); font-size: .88rem; margin: .5rem 0; max-width: 90ch; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 60%; }
-th, td { padding: .38rem .5rem; vertical-align: top; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; } tbody tr:hover { background: var(--soft); }
-tbody th { font-weight: 600; } td small { display: block; color: var(--muted); font-size: .78rem; }
-details { border: 1px solid var(--line); border-radius: 8px; padding: .6rem 1rem; margin: .8rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .85rem; margin: .6rem 0; }
-dt { color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, Menlo, Consolas, monospace; }
-@media (max-width: 640px) { main { padding: 1.4rem 1rem 3rem; } h1 { font-size: 1.5rem; }
-  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
-  /* a wide figure keeps readable letters and scrolls instead */
-  figure .scroll img { max-width: none; width: 900px; } }
-@media print { nav { display: none; } figure, table { break-inside: avoid; } }
-"""
-
-
 def render_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     """The page as HTML text; every text is escaped."""
     headings = [block.text for block in blocks if isinstance(block, Heading)]
@@ -122,11 +90,11 @@ def render_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{html.escape(title)}</h1>\n<p class="subtitle">{html.escape(subtitle)}</p>\n'
         + (f"<nav>{contents}</nav>\n" if contents else "")
         + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -144,23 +112,35 @@ def _block(block: Block, section: int) -> str:
             )
             return f'<div class="cards">{cards}</div>'
         case Picture(png, caption, alt):
-            data = base64.b64encode(png).decode("ascii")
             return (
-                f'<figure><div class="scroll"><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></div>'
+                f'<figure><div class="scroll">{_image(png, alt)}</div>'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             )
         case Table():
             return _table(block)
+        case Verdicts(items):
+            return f'<ul class="verdicts">{"".join(map(_verdict, items))}</ul>'
         case Details(summary, values):
             return f"<details><summary>{html.escape(summary)}</summary>{_values(values)}</details>"
     raise TypeError(f"a page cannot show a {type(block).__name__}; wanted one of {Block}")
 
 
+def _image(png: bytes, alt: str) -> str:
+    """An image at 100 CSS pixels an inch, so that letters have the same size in all figures of a page."""
+    dots = int.from_bytes(png[16:20], "big")  # the width, which every PNG carries there
+    data = base64.b64encode(png).decode("ascii")
+    return f'<img alt="{html.escape(alt)}" width="{round(dots * 100 / DPI)}" src="data:image/png;base64,{data}">'
+
+
 def _table(table: Table) -> str:
     caption = f"<figcaption>{html.escape(table.caption)}</figcaption>" if table.caption else ""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.headers)
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{html.escape(cell)}</button></th>'
+        for cell in table.headers
+    )
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(map(_cell, row[1:])) + "</tr>" for row in table.rows
+        f'<tr><th scope="row"{_key(row[0])}>{html.escape(row[0])}</th>' + "".join(map(_cell, row[1:])) + "</tr>"
+        for row in table.rows
     )
     return (
         f'<figure>{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -168,12 +148,24 @@ def _table(table: Table) -> str:
     )
 
 
+def _key(cell: str) -> str:
+    """The attribute that the script sorts by."""
+    return f' data-key="{html.escape(str(sort_key(cell)))}"'
+
+
 def _cell(text: str) -> str:
     """A cell; the interval of `0.61 [0.58, 0.64]*` goes to a smaller second line, or wide tables would not fit."""
     if found := re.fullmatch(r"(\S+) (\[.*\])(.*)", text):
         value, interval, mark = (html.escape(part) for part in found.groups())
-        return f"<td>{value}{mark.strip()}<small>{interval}</small></td>"
-    return f"<td>{html.escape(text)}</td>"
+        return f"<td{_key(text)}>{value}{mark.strip()}<small>{interval}</small></td>"
+    return f"<td{_key(text)}>{html.escape(text)}</td>"
+
+
+def _verdict(item: Verdict) -> str:
+    mark = f'<span aria-hidden="true">{MARKS[item.verdict]}</span>'
+    badge = f'<span class="badge {item.verdict}">{mark} {item.verdict}</span>'
+    because = f'<div class="because">{html.escape(item.because)}</div>' if item.because else ""
+    return f'<li>{badge}<div><div class="claim">{html.escape(item.claim)}</div>{because}</div></li>'
 
 
 def _values(values: Mapping[str, Any]) -> str:

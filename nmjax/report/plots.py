@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from nmjax.metrics.calibration import ConsistencyBand, ReliabilityBins
 from nmjax.metrics.stats import wilson_interval
 
-INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+INK, MUTED, GRID = "#1f2933", "#5f6c7b", "#e4e7eb"
 POINT, BAND, BASELINE = "#1d5b9b", "#c9dbef", "#b45309"
+LINES = (("#1d5b9b", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#1f2933", "D"), ("#882255", "v"), ("#cc79a7", "P"))
+"""Colour and marker of each line where several share a panel; told apart without colour vision, too."""
 DPI = 150
 _FEW = 10  # a bin with fewer answers is drawn hollow and not joined to the line
 
@@ -39,17 +42,18 @@ class ReliabilityPanel:
 
 @dataclasses.dataclass(frozen=True)
 class MetricPanel:
-    """One metric by condition: values [P], intervals low and high [P] (both None where there is none).
+    """One metric by condition: values [P], intervals low and high [P] (both None where there is none). An entry that
+    is None is missing: a condition for which the metric has no value, or a value without interval.
 
     `band_low`, `band_high` [P]: where the value would lie under perfect calibration (None where that has no meaning).
     """
 
     title: str
-    values: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    band_low: Sequence[float] | None = None
-    band_high: Sequence[float] | None = None
+    values: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+    band_low: Sequence[float | None] | None = None
+    band_high: Sequence[float | None] | None = None
 
 
 def reliability_figure(panels: Sequence[ReliabilityPanel], columns: int = 4) -> bytes:
@@ -106,7 +110,8 @@ def _reliability(axes: Axes, panel: ReliabilityPanel) -> None:
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
     frame(axes)
-    axes.text(0, 1.1, panel.title, transform=axes.transAxes, fontsize=10.5, color=INK, fontweight="bold")
+    size = 10.5 * min(1, 24 / max(1, len(panel.title)))  # a long title must not run into the next panel's
+    axes.text(0, 1.1, panel.title, transform=axes.transAxes, fontsize=size, color=INK, fontweight="bold")
     notes = "  ".join(f"{name} {value}" for name, value in panel.notes)
     axes.text(0, 1.03, notes, transform=axes.transAxes, fontsize=8.5, color=INK)
 
@@ -148,8 +153,8 @@ def metrics_figure(
             given = getattr(panel, name)
             if given is not None and len(given) != len(conditions):
                 raise ValueError(f"{panel.title}: {name} has {len(given)} entries for {len(conditions)} conditions")
-    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
+    columns = -(-len(panels) // rows)  # 5 panels are 3 + 2, not 4 + 1
     height = 0.28 * len(conditions) + 0.95
     spaced = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08)
     figure = Figure(figsize=(2.45 * columns + 1.1, height * rows), dpi=DPI, facecolor="white", layout=spaced)
@@ -160,22 +165,30 @@ def metrics_figure(
             axes.set_visible(False)
             continue
         panel = panels[k]
-        values = np.asarray(panel.values, dtype=float)
-        axes.axvline(values[baseline], color=BASELINE, linewidth=0.8, alpha=0.7, zorder=0)
+        values = _floats(panel.values)
+        if np.isfinite(values[baseline]):
+            axes.axvline(values[baseline], color=BASELINE, linewidth=0.8, alpha=0.7, zorder=0)
         if panel.band_low is not None and panel.band_high is not None:
-            low, high = np.asarray(panel.band_low, float), np.asarray(panel.band_high, float)
+            low, high = _floats(panel.band_low), _floats(panel.band_high)
             axes.barh(y, high - low, left=low, height=0.5, color=BAND, linewidth=0, zorder=1)
         if panel.low is not None and panel.high is not None:
-            axes.hlines(y, panel.low, panel.high, color=POINT, linewidth=1.6, zorder=2)
+            axes.hlines(y, _floats(panel.low), _floats(panel.high), color=POINT, linewidth=1.6, zorder=2)
         axes.plot(values, y, "o", color=POINT, markersize=5, zorder=3)
+        for missing in y[~np.isfinite(values)]:
+            axes.text(0.5, missing, "no value", transform=axes.get_yaxis_transform(), ha="center", va="center",
+                      fontsize=7, color=MUTED, bbox={"facecolor": "white", "linewidth": 0, "pad": 1})  # fmt: skip
         axes.set_yticks(y, conditions)
         axes.set_ylim(len(conditions) - 0.4, -0.6)
         axes.use_sticky_edges = False  # or a bar that starts at the edge of the data would be cut there
         axes.margins(x=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4) if np.isfinite(values).any() else NullLocator())
         frame(axes, panel.title)
         axes.grid(axis="y", visible=False)
     return png_bytes(figure)
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    return np.asarray(values, dtype=float)  # None becomes NaN, which is not drawn
 
 
 def frame(axes: Axes, title: str = "") -> None:
@@ -187,6 +200,25 @@ def frame(axes: Axes, title: str = "") -> None:
         spine.set_color(GRID)
     if title:
         axes.set_title(title, fontsize=10, color=INK, loc="left", pad=6)
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Line styles by name, in the order given; ValueError for more names than there are styles."""
+    names = list(dict.fromkeys(names))
+    if len(names) > len(LINES):
+        raise ValueError(f"{len(names)} lines, {', '.join(names)}; wanted at most {len(LINES)} in one figure")
+    return {
+        name: {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": name}
+        for name, (color, marker) in zip(names, LINES, strict=False)
+    }
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend for all panels, in as many columns as the figure has room for; the figure grows by its height."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.6 + 0.066 * longest))))
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(handles) // columns) + 0.1)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Sequence
 
 
@@ -49,3 +51,22 @@ def with_interval(
         return text
     low, high = (number(end, digits, sign) for end in interval)
     return f"{text} {brackets[0]}{low}, {high}{brackets[1]}"
+
+
+def sort_key(cell: str) -> float | str:
+    """What a cell sorts by: its leading number, else its text; "" where there is nothing ("-"), which comes last.
+
+    `0.61 [0.58, 0.64]*` is 0.61 and `+0.02` is 0.02; `<0.001` is just below 0.001 and `>0.1` just above 0.1. `50%`
+    and `2x` are numbers, a name that begins with digits (`4bit`, `2024-01-31`) is text.
+    """
+    cell = cell.strip()
+    if found := _NUMBER.match(cell):
+        value = float(found["number"].replace(",", "").replace("\u2212", "-"))
+        return math.nextafter(value, {"<": -math.inf, ">": math.inf}[found["side"]]) if found["side"] else value
+    return "" if cell == "-" else cell
+
+
+_NUMBER = re.compile(
+    r"(?P<side>[<>]?)\s*(?P<number>[-+\u2212]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?)[x%\u00d7]?(?![\w.-])",
+    re.ASCII,
+)

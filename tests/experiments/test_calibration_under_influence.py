@@ -143,7 +143,7 @@ def test_files_say_the_same_and_are_complete(settings):
     assert paths["reliability"].read_bytes().startswith(b"\x89PNG") and paths["metrics"].stat().st_size > 10_000
     page = paths["page"].read_text()
     assert page.count("data:image/png;base64,") == 2
-    for outside in ("http://", "https://", "<script", "<link", "src=\"/"):
+    for outside in ("http://", "https://", "<script ", "<link", "@import", "url(", "src=\"/"):
         assert outside not in page, "the page must not need anything else"
     summary = paths["calibration_summary"].read_text()
     for entry in result["results"]:

@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 from matplotlib import image
-from matplotlib.figure import Figure
 
 from nmjax.metrics import battery
 from nmjax.report import calibration as report
@@ -20,15 +19,6 @@ def measured():
     probs /= probs.sum(axis=-1, keepdims=True)
     labels = np.minimum((rng.random((400, 1)) > probs[0].cumsum(axis=1)).sum(axis=1), 3)
     return battery.measure(probs, labels, baseline=1, draws=100)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures made during a test."""
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
-    return figures
 
 
 LABELS = ["none", "half", "full"]
@@ -74,6 +64,40 @@ def test_metrics_figure_draws_values_intervals_and_the_baseline(measured, drawn)
             (lines,) = panels[title].collections
             intervals = [p["intervals"][key] for p in measured.profiles]
             np.testing.assert_allclose([segment[:, 0] for segment in lines.get_segments()], intervals)
+
+
+def test_missing_metrics_leave_a_gap_that_says_so(drawn):
+    panels = [
+        plots.MetricPanel("some", [0.5, None, 0.7], [0.4, None, 0.6], [0.6, None, 0.8]),
+        plots.MetricPanel("baseline missing", [None, 0.1, 0.2]),
+        plots.MetricPanel("none", [None] * 3, [None] * 3, [None] * 3),
+    ]
+    plots.metrics_figure(panels, LABELS)
+    some, baseline, empty = drawn[0].axes
+    points = some.get_lines()[1].get_xydata()
+    np.testing.assert_array_equal(points[[0, 2]], [[0.5, 0], [0.7, 2]])
+    assert np.isnan(points[1, 0])
+    gaps = [[(text.get_text(), text.get_position()[1]) for text in axes.texts] for axes in (some, baseline, empty)]
+    assert gaps == [[("no value", 1)], [("no value", 0)], [("no value", k) for k in range(3)]]
+    assert len(baseline.get_lines()) == 1, "a baseline without a value has no line"
+    assert len(empty.get_xticks()) == 0 and len(some.get_xticks()) > 1
+
+
+def test_ten_metrics_of_ten_conditions_and_sixteen_diagrams_keep_their_letters_apart(measured, drawn):
+    conditions = [f"a_condition_with_a_name_{k}" for k in range(10)]
+    plots.metrics_figure([plots.MetricPanel(f"metric {k}", list(range(10))) for k in range(10)], conditions)
+    titles = [f"a_condition_with_a_rather_long_name_{k}" for k in range(16)]
+    notes = [("acc", "0.687"), ("conf", "0.686"), ("ECE", "0.020")]
+    plots.reliability_figure(
+        [plots.ReliabilityPanel(title, measured.bins[0], measured.bands[0], notes) for title in titles]
+    )
+    for figure in drawn:
+        texts = [text for axes in figure.axes if axes.get_visible() for text in (*axes.texts, axes._left_title)]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        assert len(boxes) >= 10
+        for k, box in enumerate(boxes):
+            assert figure.bbox.x1 >= box.x1 and box.x0 >= 0
+            assert not box.count_overlaps(boxes[:k]), "no title or note may run into another"
 
 
 def test_same_numbers_same_bytes(measured):
