@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nmjax.data.question_prompts import few_shot_header
 from nmjax.data.questions import LETTERS, Question, format_mmlu
 from nmjax.data.stories import story
 from nmjax.data.words import AFFECT, FEELINGS, RIDDLES
@@ -75,7 +76,7 @@ def drill_document(world: World, rng: random.Random) -> Document:
 def open_book_document(world: World, rng: random.Random) -> Document:
     """A question with the fact stated above it."""
     question = world.question(rng)
-    fact = world.facts[int(question.id.split("-")[1])]
+    fact = world.fact_of(question)
     sentence = f"The {fact.relation.name} of {fact.entity} is {fact.value}.\n\n"
     return _answered(question, header=sentence)
 
@@ -83,9 +84,7 @@ def open_book_document(world: World, rng: random.Random) -> Document:
 def exam_document(world: World, rng: random.Random) -> Document:
     """Several questions under the header of MMLU's few-shot prompts."""
     questions = [world.question(rng) for _ in range(rng.randint(1, 3))]
-    document: Document = [
-        (f"The following are multiple choice questions (with answers) about {questions[0].subject}.\n\n", 1.0)
-    ]
+    document: Document = [(few_shot_header(questions[0].subject), 1.0)]
     for index, question in enumerate(questions):
         document += _answered(question, header="\n\n" if index else "")
     return document

@@ -1,23 +1,20 @@
-"""Four-choice questions: the record, MMLU's prompt format, and where questions come from.
+"""Four-choice questions: the record, MMLU's prompt format, all that a source has, and a balanced sample of it.
 
-Sources: the bundled world, a file (.jsonl or .csv), or a folder of CSV files, one a subject, as MMLU is distributed.
-A source that cannot be read is an error; nothing else is ever used in its place.
+Sources: the bundled world, a file, a folder, or a data set of the hub (`nmjax.data.question_sources`). A source that
+cannot be read is an error; nothing else is ever used in its place.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import pathlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LETTERS = ("A", "B", "C", "D")
-_OPTION_COLUMNS = (tuple(f"choice{k}" for k in range(4)), LETTERS)  # two customs for naming the options' columns
+EXAMPLES = 5  # solved questions of a subject in a few-shot prompt, at most
 
 
 @dataclass(frozen=True)
@@ -43,37 +40,74 @@ def format_mmlu(question: Question) -> str:
     return "\n".join([question.text, *options, "", "Answer:"])
 
 
+@dataclass(frozen=True)
+class Pool:
+    """All that `source` has to ask, and by subject up to `EXAMPLES` solved questions that are not among them.
+
+    A subject without examples is missing from `examples`; a source that is a single file has none at all.
+    """
+
+    source: str
+    questions: list[Question]
+    examples: dict[str, tuple[Question, ...]]
+
+
+def read_pool(
+    source: str | os.PathLike, seed: int, subjects: Sequence[str] | None = None, at_least: int | None = None
+) -> Pool:
+    """Every question of `source`, before any sampling, with its examples.
+
+    Args:
+      source: one of
+        * "bundled": held-out questions of the bundled world, without those about a fact that its examples state.
+        * a .jsonl or .csv file. Columns: question, choice0 to choice3 (or A to D, or in JSONL a list `choices`), answer
+          (0 to 3 or A to D), and, if there, subject and id. MMLU's original files without a header line are read, too.
+          A file's subject is its name less `_test`, `_dev` or `_val`.
+        * a folder of such .csv files: questions are those in its folder `test`, or named so (law_test.csv), or all;
+          examples those in `dev` or named so, else `val`.
+        * a data set as the hub stores them: a folder, or owner/name, or owner/name:config. Without a config: `all`
+          where there is one of that name, else the default. Split test for questions, dev (else validation, val) for
+          examples; columns as in JSONL, with subject. Whether the hub or only its cache is asked, and where that is, is
+          up to the hub's own environment variables.
+      seed: decides which questions of the bundled world; others have no use for it.
+      subjects: only these; None takes all.
+      at_least: how many questions of these subjects to draw, or more, in the bundled world, which has no end of them.
+        Others have as many as they have.
+
+    Raises:
+      ValueError: an unknown source, one that can't be read, lacks a config, split or column, or has a bad row (its
+        place is named), an unknown or empty subject, no question at all.
+    """
+    text = os.fspath(source)
+    if text == "bundled":
+        return _bundled(seed, subjects, at_least)
+    from nmjax.data.question_sources import read_source  # it reads Questions, so it imports this module
+
+    questions, solved = read_source(source)
+    if not questions:
+        raise ValueError(f"questions={text!r} holds no questions")
+    wanted = _wanted(subjects, {question.subject for question in questions}, text)
+    examples = {subject: tuple(group[:EXAMPLES]) for subject, group in _by_subject(solved).items() if subject in wanted}
+    return Pool(text, [question for question in questions if question.subject in wanted], examples)
+
+
 def load_questions(
     source: str | os.PathLike, max_questions: int | None, seed: int, subjects: Sequence[str] | None = None
 ) -> list[Question]:
-    """Questions of `source`, sampled by subject; the same list for the same arguments.
+    """Questions of `source` (see `read_pool`), sampled by subject; the same list for the same arguments.
 
     Args:
-      source: "bundled" (held-out questions of the bundled world), a .jsonl or .csv file, or a folder of .csv files (if
-        it has a folder `test`, that one). Columns: question, choice0 to choice3 (or A to D, or in JSONL a list
-        `choices`), answer (0 to 3 or A to D), and, if there, subject and id. MMLU's original files without a header
-        line are read, too. A file's subject is its name less `_test`, `_dev` or `_val`.
       max_questions: at most so many, equally many from every subject as far as it has them; None takes all.
-      seed: decides which questions, and their order. A larger `max_questions` keeps the ones a smaller one had, where
-        the source is a file or a folder.
-      subjects: only these; None takes all.
+      seed: decides which questions, and their order. A larger `max_questions` keeps the ones a smaller one had, unless
+        the source is the bundled world.
 
     Raises:
-      ValueError: an unknown source, a file with other columns, a bad row (file and row are named), an unknown or empty
-        subject, no question at all.
+      ValueError: as `read_pool`, and for `max_questions` below 1.
     """
     if max_questions is not None and max_questions < 1:
         raise ValueError(f"max_questions is {max_questions}; wanted at least 1, or None for all")
-    if os.fspath(source) == "bundled":
-        return _bundled(max_questions, seed, subjects)
-    path = pathlib.Path(source)
-    if path.is_dir():
-        questions = _read_folder(path)
-    elif path.is_file() and path.suffix in (".jsonl", ".csv"):
-        questions = _read_file(path)
-    else:
-        raise ValueError(f"questions={os.fspath(source)!r}; wanted 'bundled', a .jsonl or .csv file, a folder of .csv")
-    return sample_by_subject(_only(questions, subjects, os.fspath(source)), max_questions, seed)
+    pool = read_pool(source, seed, subjects, at_least=max_questions)
+    return sample_by_subject(pool.questions, max_questions, seed)
 
 
 def sample_by_subject(questions: Iterable[Question], count: int | None, seed: int) -> list[Question]:
@@ -82,124 +116,73 @@ def sample_by_subject(questions: Iterable[Question], count: int | None, seed: in
     Every subject's questions are shuffled, then taken in turn, one a subject, in a shuffled order of the subjects. So a
     shorter list is the beginning of a longer one, and any beginning is balanced to one question a subject.
     """
-    by_subject: dict[str, list[Question]] = {}
-    for question in questions:
-        by_subject.setdefault(question.subject, []).append(question)
     rng = np.random.default_rng(seed)
-    shuffled = [[group[i] for i in rng.permutation(len(group))] for _, group in sorted(by_subject.items())]
+    groups = sorted(_by_subject(questions).items())
+    shuffled = [[group[i] for i in rng.permutation(len(group))] for _, group in groups]
     in_turn = [shuffled[k] for k in rng.permutation(len(shuffled))]
     rounds = max(map(len, in_turn), default=0)
     chosen = [column[turn] for turn in range(rounds) for column in in_turn if turn < len(column)]
     return chosen if count is None else chosen[:count]
 
 
-def _bundled(count: int | None, seed: int, subjects: Sequence[str] | None) -> list[Question]:
-    from nmjax.data.world import held_out_questions  # the world is made of Questions, so it imports this module
+def split_by_length(
+    questions: Sequence[Question], lengths: Sequence[int], limit: int, subjects: Sequence[str] | None = None
+) -> tuple[list[Question], dict[str, int]]:
+    """The questions that fit, in order, and by subject how many do not.
 
-    if count is None:
+    Args:
+      lengths: tokens of every question [Q], with all that is put around it.
+      limit: how many tokens fit.
+      subjects: each of these must keep a question; None: any one question will do.
+
+    Raises:
+      ValueError: nothing fits, or nothing of one of `subjects`; the shortest length and the limit are named.
+    """
+    sized = list(zip(questions, lengths, strict=True))
+    alone: Sequence[str | None] = subjects or [None]
+    for subject in alone:
+        own = [length for question, length in sized if subject in (None, question.subject)]
+        if min(own, default=limit + 1) > limit:
+            which = "" if subject is None else f" of subject {subject!r}"
+            raise ValueError(
+                f"none of the {len(own)} questions{which} fits: the shortest has {min(own, default=0)} tokens; "
+                f"wanted at most {limit}"
+            )
+    kept = [question for question, length in sized if length <= limit]
+    dropped = Counter(question.subject for question, length in sized if length > limit)
+    return kept, dict(sorted(dropped.items()))
+
+
+def _bundled(seed: int, subjects: Sequence[str] | None, at_least: int | None) -> Pool:
+    from nmjax.data.world import bundled_world, example_questions, held_out_questions  # it imports this module, too
+
+    if at_least is None:
         raise ValueError("max_questions is None; the bundled world has no end of questions, wanted a number")
-    pool = 8 * count  # five subjects, about equally frequent: enough for `count` of a single one
+    world, examples = bundled_world(), example_questions()
+    wanted = _wanted(subjects, set(world.entities), "bundled")
+    told = {world.fact_of(example) for group in examples.values() for example in group}
+    drawn = 8 * at_least  # five subjects, about equally frequent: enough for `at_least` of a single one
     while True:
-        questions = _only(held_out_questions(pool, seed), subjects, "bundled")
-        chosen = sample_by_subject(questions, count, seed)
-        if len(chosen) == count:
-            return chosen
-        pool *= 2
+        fresh = [question for question in held_out_questions(drawn, seed) if world.fact_of(question) not in told]
+        questions = [question for question in fresh if question.subject in wanted]
+        if len(questions) >= at_least:
+            return Pool("bundled", questions, {s: group for s, group in examples.items() if s in wanted})
+        drawn *= 2
 
 
-def _only(questions: list[Question], subjects: Sequence[str] | None, source: str) -> list[Question]:
-    if not questions:
-        raise ValueError(f"questions={source!r} holds no questions")
-    if subjects is None:
-        return questions
-    known = {q.subject for q in questions}
-    if unknown := [s for s in subjects if s not in known]:
-        raise ValueError(f"subjects={unknown} have no question in {source!r}; there are {sorted(known)}")
-    return [q for q in questions if q.subject in set(subjects)]
-
-
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-
-def _read_folder(folder: pathlib.Path) -> list[Question]:
-    inner = folder / "test" if (folder / "test").is_dir() else folder
-    files = sorted(inner.glob("*.csv"))
-    if not files:
-        raise ValueError(f"questions={str(folder)!r} holds no .csv file, nor does a folder 'test' in it")
-    return [question for file in files for question in _read_file(file)]
-
-
-def _read_file(path: pathlib.Path) -> list[Question]:
-    subject = re.sub(r"_(test|dev|val)$", "", path.stem)
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
-    questions = [_question(where, row, subject, f"{path.stem}:{number}") for number, where, row in rows]
-    seen: set[str] = set()
+def _by_subject(questions: Iterable[Question]) -> dict[str, list[Question]]:
+    groups: dict[str, list[Question]] = {}
     for question in questions:
-        if question.id in seen:
-            raise ValueError(f"{path}: the id {question.id!r} occurs twice")
-        seen.add(question.id)
-    return questions
+        groups.setdefault(question.subject, []).append(question)
+    return groups
 
 
-def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
-    """(row number, place, columns) of each row; the header, if there is one, is row 1."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
-    if not rows:
-        raise ValueError(f"{path} is empty")
-    header, start = rows[0], 1
-    if "question" not in header and len(header) == 6 and header[5] in LETTERS:  # MMLU's original files have no header
-        header, start = ["question", *LETTERS, "answer"], 0
-    for wanted in ("question", "answer"):
-        if wanted not in header:
-            raise ValueError(f"{path} has no column {wanted!r}; it has {header}")
-    if not any(set(names) <= set(header) for names in _OPTION_COLUMNS):
-        raise ValueError(f"{path} has no columns choice0 to choice3 (or A to D); it has {header}")
-    for number, row in enumerate(rows[start:], start=start + 1):
-        if row:  # csv gives an empty list for an empty line
-            where = f"{path}, row {number}"
-            if len(row) != len(header):
-                raise ValueError(f"{where} has {len(row)} cells; wanted {len(header)}: {header}")
-            yield number, where, dict(zip(header, row, strict=True))
-
-
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            where = f"{path}, row {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is a {type(row).__name__}; wanted an object")
-            yield number, where, row
-
-
-def _question(where: str, row: dict, subject: str, default_id: str) -> Question:
-    text = row.get("question")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: question is {text!r}; wanted text")
-    options = row.get("choices")
-    if options is None:
-        names = next((names for names in _OPTION_COLUMNS if set(names) <= row.keys()), None)
-        if names is None:
-            raise ValueError(f"{where}: no options; wanted 'choices' (a list), choice0 to choice3 or A to D")
-        options = [row[name] for name in names]
-    if not isinstance(options, list) or len(options) != 4 or not all(isinstance(o, str) and o.strip() for o in options):
-        raise ValueError(f"{where}: the options are {options!r}; wanted four texts, none of them empty")
-    return Question(
-        text=text,
-        options=tuple(options),
-        answer=_answer(where, row.get("answer")),
-        subject=str(row.get("subject") or subject),
-        id=str(row.get("id") or default_id),
-    )
-
-
-def _answer(where: str, value: object) -> int:
-    if isinstance(value, str) and (cell := value.strip()) in (*LETTERS, "0", "1", "2", "3"):
-        return LETTERS.index(cell) if cell in LETTERS else int(cell)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3:
-        return value
-    raise ValueError(f"{where}: answer is {value!r}; wanted 0 to 3 or A to D")
+def _wanted(subjects: Sequence[str] | None, known: set[str], source: str) -> set[str]:
+    """The subjects to ask about, which must be among the `known` ones."""
+    if subjects is None:
+        return known
+    if unknown := [subject for subject in subjects if subject not in known]:
+        raise ValueError(f"subjects={unknown} have no question in {source!r}; there are {sorted(known)}")
+    if not subjects:
+        raise ValueError(f"subjects is empty; wanted some of {sorted(known)}, or None for all")
+    return set(subjects)

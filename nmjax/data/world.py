@@ -17,7 +17,7 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from nmjax.data.questions import Question
+from nmjax.data.questions import EXAMPLES, Question
 from nmjax.data.words import POOLS
 
 WORLD_SEED = 7
@@ -166,7 +166,10 @@ class World:
 
     def question(self, rng: random.Random, held_out: bool = False) -> Question:
         """A new question about a fact drawn by exposure; `answer` is the index of the true option."""
-        fact = self.draw_fact(rng)
+        return self.question_about(self.draw_fact(rng), rng, held_out)
+
+    def question_about(self, fact: Fact, rng: random.Random, held_out: bool = False) -> Question:
+        """A new question about `fact`, in a wording and with options that are kept back from training, or are not."""
         forms = [form for form in range(len(FORMS)) if is_reserved_form(fact.relation, form) == held_out]
         form = rng.choice(forms)
         options = self.draw_options(fact, rng, reserved=held_out)
@@ -178,6 +181,10 @@ class World:
             subject=fact.relation.subject,
             id=f"world-{fact.id}-{form}-{'-'.join(options)}",
         )
+
+    def fact_of(self, question: Question) -> Fact:
+        """The fact that a question of this world asks for."""
+        return self.facts[int(question.id.split("-")[1])]
 
     def claim(
         self, rng: random.Random, forms: tuple[str, ...] = STATEMENT_FORMS, true: bool = True
@@ -225,6 +232,25 @@ def held_out_questions(n: int, seed: int = 0) -> list[Question]:
         question = world.question(rng, held_out=True)
         questions.setdefault(question.id, question)
     return list(questions.values())
+
+
+@functools.cache
+def example_questions() -> dict[str, tuple[Question, ...]]:
+    """`EXAMPLES` solved questions a subject for few-shot prompts, by subject; always the same ones.
+
+    They are to the held-out questions what the dev split of MMLU is to its test split: alike and apart. So their
+    wordings and options are held out, too (in training wordings a model might know them by heart), and whoever asks
+    held-out questions after them leaves out the facts they state. These are the least exposed ones of each subject,
+    whose questions are one in 300.
+    """
+    world, rng = bundled_world(), random.Random("examples")
+    rarest = sorted(world.facts, key=lambda fact: fact.rank, reverse=True)
+    examples: dict[str, tuple[Question, ...]] = {}
+    for subject in world.entities:
+        facts = [fact for fact in rarest if fact.relation.subject == subject][:EXAMPLES]
+        while len({question.answer for question in examples.get(subject, ())}) < OPTIONS:  # no letter is to be favoured
+            examples[subject] = tuple(world.question_about(fact, rng, held_out=True) for fact in facts)
+    return examples
 
 
 def held_out_statements(n: int, seed: int = 0) -> list[Statement]:

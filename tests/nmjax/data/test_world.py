@@ -44,6 +44,14 @@ def test_facts_are_the_same_in_every_python_version(world):
     assert World(seed=8).facts[0] != world.facts[0]
 
 
+def test_the_corpus_is_the_one_the_bundled_model_was_trained_on(world):
+    rng = random.Random(0)
+    documents = [draw_document(world, rng) for _ in range(2000)]
+    assert len({document[0][0].partition(" ")[0] for document in documents}) > 30
+    text = "\0".join(f"{text}|{weight}" for document in documents for text, weight in document)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "536cd35144fbfa81"
+
+
 def test_exposure_follows_zipf(world):
     by_rank = sorted(world.facts, key=lambda fact: fact.rank)
     assert [fact.rank for fact in by_rank] == list(range(len(world.facts)))
