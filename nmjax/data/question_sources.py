@@ -64,7 +64,7 @@ def _csv_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.P
 
 def _read_file(path: pathlib.Path) -> list[Question]:
     subject = re.sub(r"_(test|dev|val)$", "", path.stem)
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    rows = jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
     return _unique(str(path), (_question(where, row, subject, f"{path.stem}:{n}") for n, where, row in rows))
 
 
@@ -86,7 +86,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
             yield number, where, dict(zip(header, row, strict=True))
 
 
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
+def jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             where = f"{path}, row {number}"
