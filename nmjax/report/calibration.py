@@ -215,6 +215,6 @@ _READING = (
     "Before the sampler's effects is what the network alone says; a colder sampler sharpens the letters' probabilities "
     "without touching the network.",
     "Differences are paired: all packs answered the same questions, and each bootstrap draw compares them on the same "
-    "resample. Intervals of differences of ECE and MCE allow for the unknown bias of both sides and are wide. Nothing "
-    "is corrected for the number of comparisons.",
+    "resample. Intervals of differences of ECE and MCE allow for the unknown bias of both sides and are wide. No "
+    "interval is corrected for the number of comparisons; the p-values of the paired tests in the JSON file are.",
 )

@@ -7,9 +7,11 @@ import scipy.stats
 from nmjax.metrics import calibration, stats
 
 
-def synthetic(rng, n):
-    """Probabilities [n, 4], over-confident, and labels drawn from a flatter distribution than they claim."""
-    z = 1.5 * rng.normal(size=(n, 4))
+def synthetic(rng, n, ease=1.0):
+    """Probabilities [n, 4], over-confident, and labels drawn from a flatter distribution than they claim.
+
+    `ease`, one for all or [n], scales the logits: the larger, the surer and the more often right."""
+    z = 1.5 * np.broadcast_to(ease, n)[:, None] * rng.normal(size=(n, 4))
     truth = np.exp(0.7 * z) / np.exp(0.7 * z).sum(axis=1, keepdims=True)
     labels = np.minimum((rng.random((n, 1)) > truth.cumsum(axis=1)).sum(axis=1), 3)
     probs = np.exp(z)
@@ -23,24 +25,35 @@ LINEAR = {
     "brier": calibration.brier_top_label,
     "brier_multiclass": calibration.brier_multiclass,
     "nll": calibration.nll,
+    "entropy": calibration.entropy,
 }
 
+SUBJECTS = np.repeat([0.1, 0.5, 1.0, 2.0, 4.0], 40)  # the ease of each question's subject, 40 questions each
 
-def test_coverage_of_the_percentile_intervals():
-    probs, labels = synthetic(np.random.default_rng(0), 1_000_000)
-    truth = {name: metric(probs, labels) for name, metric in LINEAR.items()}
-    trials, covered = 600, dict.fromkeys(LINEAR, 0)
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_coverage_of_the_percentile_intervals(stratified):
+    """Of questions of one kind, and of as many from each of five subjects that differ in ease."""
+    ease = SUBJECTS if stratified else np.ones(200)
+    probs, labels = synthetic(np.random.default_rng(0), 1_000_000, np.tile(ease, 5_000))
+    truth = np.array([metric(probs, labels) for metric in LINEAR.values()])
+    trials, covered, unaware = 600, np.zeros(len(LINEAR)), np.zeros(len(LINEAR))
     for trial in range(trials):
-        probs, labels = synthetic(np.random.default_rng([1, trial]), 200)
+        probs, labels = synthetic(np.random.default_rng([1, trial]), 200, ease)
 
         def all_metrics(weights, probs=probs, labels=labels):
             return np.stack([metric(probs, labels, weights) for metric in LINEAR.values()], axis=-1)
 
-        low, high = stats.percentile_interval(stats.bootstrap(all_metrics, 200, draws=500, seed=trial))
-        for k, name in enumerate(LINEAR):
-            covered[name] += low[k] <= truth[name] <= high[k]
-    for name, count in covered.items():
-        assert 0.92 < count / trials < 0.98, f"{name}: the 95% interval covered in {count / trials:.3f} of the trials"
+        def covers(strata, statistic=all_metrics, trial=trial):
+            low, high = stats.percentile_interval(stats.bootstrap(statistic, 200, 400, trial, strata))
+            return (low <= truth) & (truth <= high)
+
+        covered += covers(ease if stratified else None)
+        unaware += covers(None) if stratified else 0
+    for name, share in zip(LINEAR, covered / trials, strict=True):
+        assert 0.92 < share < 0.98, f"{name}: the 95% interval covered in {share:.3f} of the trials"
+    if stratified:
+        assert unaware.max() / trials > 0.99, "intervals that ignore the subjects were meant to be too wide"
 
 
 def test_coverage_with_two_questions_a_subject():
