@@ -131,7 +131,7 @@ def _read_folder(folder: pathlib.Path) -> list[Question]:
 
 def _read_file(path: pathlib.Path) -> list[Question]:
     subject = re.sub(r"_(test|dev|val)$", "", path.stem)
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    rows = jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
     questions = [_question(where, row, subject, f"{path.stem}:{number}") for number, where, row in rows]
     seen: set[str] = set()
     for question in questions:
@@ -163,7 +163,11 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
             yield number, where, dict(zip(header, row, strict=True))
 
 
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
+def jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
+    """(line number, place, object) of each line that is not empty; the place names file and line, for errors.
+
+    Raises ValueError for a line that is not a JSON object.
+    """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             where = f"{path}, row {number}"
