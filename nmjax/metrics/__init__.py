@@ -1,1 +1,1 @@
-"""Metrics over choice probabilities and the resampling statistics that put error bars on them."""
+"""Metrics over choice probabilities and generated texts, and the resampling statistics that put error bars on them."""

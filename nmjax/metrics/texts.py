@@ -128,7 +128,7 @@ def measure_responses(
 
     Returns:
       `unique_ngrams`, `total_ngrams`: word trigrams of all responses together, and `diversity_ratio`, their ratio: the
-        published measure. It falls with every prompt added, so it compares conditions on the same prompts only.
+        published measure. It falls as prompts are added, so it compares conditions on the same prompts only.
       `distinct_1` to `distinct_4`: unique / total n-grams of the seeds of one prompt, mean over prompts.
       `repetition_rate` (`repeated_bigrams`), `longest_repeated_span` and `avg_response_length` (words), `refusal_rate`,
         `stock_phrase_rate` and `empty_rate` (shares of responses): mean over a prompt's responses, then over prompts.
