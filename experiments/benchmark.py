@@ -191,8 +191,7 @@ def table(results: list[dict]) -> str:
     head = f"{'model':8} {'mode':8} {'rows':>4}  {'case':32} {'tokens/s':>9} {'compile s':>9}  times as fast as"
     lines = [
         f"{r['model']:8} {r['mode']:8} {r['rows']:4}  {r['case']:32} {r['tokens_per_second']:9.0f} "
-        f"{r['compile_seconds']:9.1f}  "
-        + ", ".join(f"{ratio:.2f} ({other})" for other, ratio in r["ratios"].items())
+        f"{r['compile_seconds']:9.1f}  " + ", ".join(f"{ratio:.2f} ({other})" for other, ratio in r["ratios"].items())
         for r in results
     ]
     return "\n".join([head, *lines])

@@ -77,6 +77,7 @@ def generate(
     stop: str | Sequence[str] = (),
     eos_token_id=None,
     num_return_sequences: int = 1,
+    width: int | None = None,
     batch_size: int | None = None,
 ) -> Generation:
     """Continues every prompt under its own intervention.
@@ -91,6 +92,7 @@ def generate(
       stop: texts that end a row; they are cut from `text`.
       eos_token_id: an id or several; None = the model's own.
       num_return_sequences: copies of every row, next to each other.
+      width: padded prompt length; None = a bucket that holds the longest. Fix it over a data set to compile once.
       batch_size: rows run together; None = as many as fit in memory.
     Raises:
       ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
@@ -118,7 +120,10 @@ def generate(
     stops = _stop_strings(lm, stop)
     eos = _eos_ids(lm, eos_token_id)
 
-    width, room = bucket(max(map(len, whole))), bucket(int(max_new.max()))
+    longest = max(map(len, whole))
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < longest):
+        raise ValueError(f"width={width!r}, wanted an integer of at least {longest}, the longest prompt")
+    width, room = width or bucket(longest), bucket(int(max_new.max()))
     parts = chunks(lm, interventions, width + room, batch_size)
     batches = [  # all of them before the first is run, so that bad input is found before any compute
         make_rows(lm, [whole[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,

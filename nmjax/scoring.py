@@ -148,8 +148,8 @@ def continuation_logprobs(
             keys[np.asarray(take)], [len(texts[i]) + 1 - counts[i] for i in take],
         )  # fmt: skip
         targets = np.zeros((len(take), room), np.int32)
-        for row, i in zip(targets, take, strict=True):
-            row[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
+        for target, i in zip(targets, take, strict=True):
+            target[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
         logprobs = np.asarray(_read(lm.module, lm.params, rows, rows.follow(targets)))
         found += [logprobs[k, room - counts[i] :] for k, i in enumerate(take[:real])]
     return found

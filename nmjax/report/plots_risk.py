@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from nmjax.report.plots import DPI, INK, MUTED, frame, legend_above, line_styles
 
 
 def risk_coverage_figure(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     baseline: str | None = None,
 ) -> bytes:
     """Error rate among the answers kept (risk, 0 to 1) against the share kept (coverage, 0 to 1), one line a condition.

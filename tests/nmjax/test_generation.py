@@ -405,6 +405,8 @@ CHAT = [{"role": "user", "content": "w3"}]
         (dict(eos_token_id="</s>"), "eos_token_id='</s>'"),
         (dict(eos_token_id=True), "eos_token_id=True"),
         (dict(num_return_sequences=0), "num_return_sequences=0"),
+        (dict(width=1), "width=1, wanted an integer of at least"),
+        (dict(width=64.0), "width=64.0"),
         (dict(num_return_sequences=1.0), "num_return_sequences=1.0"),
         (dict(num_return_sequences=True), "num_return_sequences=True"),
         (dict(batch_size=0), "batch_size=0"),

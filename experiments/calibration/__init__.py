@@ -1,0 +1,1 @@
+"""The parts of `experiments.calibration_under_influence`."""
