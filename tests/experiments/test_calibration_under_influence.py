@@ -1,8 +1,10 @@
 """The experiment: its plan, its resume, its numbers against one-by-one scoring, and its files."""
 
+import csv
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import models
 import nmjax
 import nmjax.scoring
 from experiments import calibration_under_influence as experiment
+from experiments.calibration.study import Settings, Study, prepare
 from nmjax.data.questions import format_mmlu, load_questions
 from nmjax.metrics import calibration
 from nmjax.report import results
@@ -65,15 +68,26 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(model_folder, tmp_path):
-    return experiment.Settings(
-        model=str(model_folder), max_questions=22, batch_size=5, bootstrap_draws=100, output_dir=str(tmp_path / "out")
-    )
+    """Questions alone, in batches of 5."""
+    return Settings(
+        model=str(model_folder), max_questions=22, batch_size=5, bootstrap_draws=100, gradient_questions=0, ood=False,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def whole(settings):
+    """Everything, of each a little: 5 batches of questions, 1 of derivatives, 2 of texts."""
+    return dataclasses.replace(
+        settings, packs=["none", "cocaine_100"], gradient_questions=5, ood=True, ood_per_category=1, ood_seeds=2,
+        ood_tokens=5,
+    )  # fmt: skip
 
 
 def run(settings, **changes):
     """Run in this process; the result as parsed JSON and the paths written by suffix."""
-    settings = dataclasses.replace(settings, **changes)
-    written = experiment.run(settings, *experiment.prepare(settings))
+    study = prepare(dataclasses.replace(settings, **changes))
+    written = experiment.run(study, experiment.open_log(study))
     paths = {path.name.rsplit("_", 2)[0]: path for path in written if path.suffix != ".html"}
     paths["page"] = next(path for path in written if path.suffix == ".html")
     return results.load_json(paths["calibration_experiment"]), paths
@@ -84,6 +98,7 @@ def without_times(result):
     result["identity"].pop("timestamp")
     result["identity"]["config"].pop("output_dir")
     result.pop("timing")
+    result.pop("generation_time")
     return result
 
 
@@ -136,134 +151,94 @@ def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, caps
     assert "cocaine_100" in printed and str(paths["reliability"]) in printed
 
 
-def test_files_say_the_same_and_are_complete(settings):
-    result, paths = run(settings)
-    folder = pathlib.Path(settings.output_dir)
-    assert sorted(p.suffix for p in folder.iterdir()) == [".html", ".json", ".jsonl", ".png", ".png", ".txt"]
-    assert paths["reliability"].read_bytes().startswith(b"\x89PNG") and paths["metrics"].stat().st_size > 10_000
+def test_files_say_the_same_and_are_complete(whole):
+    result, paths = run(whole)
+    folder = pathlib.Path(whole.output_dir)
+    figures = ["dose_response", "metrics", "ood", "reliability", "risk_coverage"]
+    assert sorted(p.name.rsplit("_", 2)[0] for p in folder.glob("*.png")) == figures
+    assert sorted(p.suffix for p in folder.iterdir() if p.suffix != ".png") == [".html", ".json", ".jsonl", ".txt"]
     page = paths["page"].read_text()
-    assert page.count("data:image/png;base64,") == 2
-    for outside in ("http://", "https://", "<script ", "<link", "@import", "url(", "src=\"/"):
+    assert page.count("data:image/png;base64,") == len(figures)
+    for outside in ("http://", "https://", "<script src", "<link", 'src="/'):
         assert outside not in page, "the page must not need anything else"
     summary = paths["calibration_summary"].read_text()
     for entry in result["results"]:
         shown = f"{entry['calibration']['accuracy']:.3f} [{entry['calibration']['intervals']['accuracy'][0]:.3f}, "
         assert shown in summary and shown.split(" ")[0] in page
+        assert set(entry["ood_metrics"]) == {
+            "perplexity", "unique_ngrams", "total_ngrams", "diversity_ratio", "repetition_rate", "avg_response_length"
+        }  # fmt: skip
+    assert len(result["verdicts"]) == 7 and all(verdict["claim"] in page for verdict in result["verdicts"])
     records = [json.loads(line) for line in paths["calibration_records"].read_text().splitlines()]
-    assert len(records) == 1 + 5  # the plan, then 22 questions in batches of 5
-    items = [item for record in records[1:] for item in record["record"]["items"]]
-    assert [item["id"] for item in items] == [q.id for q in load_questions("bundled", 22, 0)]
-    assert np.asarray(items[0]["probs"]).shape == (4, 4)
+    assert len(records) == 1 + 5 + 1 + 2
+    items = [item for record in records[1:6] for item in record["record"]["items"]]
+    assert sorted(item["id"] for item in items) == sorted(q.id for q in load_questions("bundled", 22, 0))
+    assert np.asarray(items[0]["probs"]).shape == (2, 4)
     identity = result["identity"]
-    assert identity["config"]["packs"] == ["none", "cocaine_10", "cocaine_50", "cocaine_100"]
-    assert set(identity["hashes"]) == {"model", *(f"pack {p}" for p in identity["config"]["packs"])}
+    assert identity["config"]["packs"] == ["none", "cocaine_100"]
     assert identity["versions"]["jax"] == jax.__version__
     assert sorted(result["questions_by_subject"].values()) == [4, 4, 4, 5, 5]
 
 
-def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(settings, tmp_path):
-    first, _ = run(settings)
-    again, _ = run(settings, output_dir=str(tmp_path / "again"))
-    other, _ = run(settings, output_dir=str(tmp_path / "other"), seed=1)
+def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(whole, tmp_path):
+    first, paths = run(whole)
+    again, others = run(whole, output_dir=str(tmp_path / "again"))
     assert without_times(first) == without_times(again)
-    assert first["plan"]["questions"] != other["plan"]["questions"]
+    for name in ("reliability", "ood", "dose_response", "calibration_summary"):
+        assert paths[name].read_bytes() == others[name].read_bytes()
+    other = prepare(dataclasses.replace(whole, seed=1))
+    assert first["plan"]["questions"] != other.description["questions"] and other.writers[0].seed == 1
 
 
-@pytest.mark.parametrize("batches_before", [0, 1, 4])
-def test_interrupted_run_goes_on_and_gives_the_same_result(settings, tmp_path, batches_before, capsys):
-    unbroken, _ = run(settings, output_dir=str(tmp_path / "unbroken"))
-    plan, score, log = experiment.prepare(settings)
-    calls = []
+@pytest.mark.parametrize("batches_before", [0, 3, 7])
+def test_interrupted_run_goes_on_and_gives_the_same_result(whole, tmp_path, monkeypatch, batches_before, capsys):
+    """Stopped before anything, among the questions, among the texts."""
+    unbroken, _ = run(whole, output_dir=str(tmp_path / "unbroken"))
+    work = Study.work
+    done = []
 
-    def dies(prompts, numbers):
-        if len(calls) == batches_before:
+    def dies(self, task):
+        if len(done) == batches_before:
             raise KeyboardInterrupt
-        calls.append(numbers)
-        return score(prompts, numbers)
+        done.append(task)
+        return work(self, task)
 
+    monkeypatch.setattr(Study, "work", dies)
+    study = prepare(whole)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings, plan, dies, log)
-    (partial,) = pathlib.Path(settings.output_dir).iterdir()
-    partial.write_bytes(partial.read_bytes() + b'{"batch": 4, "rec')  # and the line in flight was torn
+        experiment.run(study, experiment.open_log(study))
+    (partial,) = pathlib.Path(whole.output_dir).iterdir()
+    partial.write_bytes(partial.read_bytes() + b'{"batch": 7, "rec')  # and the line in flight was torn
 
-    plan, score, log = experiment.prepare(settings)
     asked = []
-    written = experiment.run(settings, plan, lambda prompts, n: asked.append(n) or score(prompts, n), log)
-    assert len(asked) == 5 - batches_before
+    monkeypatch.setattr(Study, "work", lambda self, task: asked.append(task) or work(self, task))
+    resumed, _ = run(whole)
+    assert len(asked) == 8 - batches_before
     assert ("Going on after" in capsys.readouterr().out) == (batches_before > 0)
-    resumed = results.load_json(next(p for p in written if p.suffix == ".json"))
     assert without_times(resumed) == without_times(unbroken)
-    assert not list(pathlib.Path(settings.output_dir).glob("*.partial.jsonl"))
+    assert not list(pathlib.Path(whole.output_dir).glob("*.partial.jsonl"))
 
 
 def test_noresume_starts_anew_and_another_plan_has_another_log(settings):
-    plan, _, log = experiment.prepare(settings)
-    with log:
+    with experiment.open_log(prepare(settings)) as log:
         log.append(0, {"seconds": 1.0, "items": []})
-    with experiment.prepare(dataclasses.replace(settings, seed=3))[2] as other:
+    with experiment.open_log(prepare(dataclasses.replace(settings, seed=3))) as other:
         assert other.path != log.path and other.done == {}
-    with experiment.prepare(settings)[2] as kept:
+    with experiment.open_log(prepare(settings)) as kept:
         assert list(kept.done) == [0]
-    with experiment.prepare(dataclasses.replace(settings, resume=False))[2] as fresh:
+    with experiment.open_log(prepare(dataclasses.replace(settings, resume=False))) as fresh:
         assert fresh.path == log.path and fresh.done == {}
 
 
-class Scores:
-    """What a scorer returns, made of probabilities [rows, 4]."""
-
-    def __init__(self, probs, sober, mass=0.5):
-        self.probs, self.logprobs = probs, np.log(mass * probs)
-        self.sober_logprobs, self.removed = np.log(sober), np.zeros(len(probs))
-
-
-def test_rows_are_question_by_question_with_packs_within(settings, tmp_path):
-    """A scorer that knows the answers: pack k puts 0.4 + 0.1 k on the right one."""
-    plan, _ = experiment.make_plan(settings)
-
-    def score(prompts, numbers):
-        assert len(prompts) == 5, "the last batch must be as large as the others"
-        rows = []
-        for number, prompt in zip(numbers, prompts, strict=True):
-            assert prompt == format_mmlu(plan.questions[number])
-            for k in range(4):
-                row = np.full(4, (0.6 - 0.1 * k) / 3)
-                row[plan.questions[number].answer] = 0.4 + 0.1 * k
-                rows.append(row)
-        return Scores(np.array(rows), np.full((20, 4), 0.2))
-
-    with results.JsonlLog(tmp_path / "log.jsonl", plan.describe()) as log:
-        answers = experiment.ask(plan, score, log)
-    np.testing.assert_allclose(answers.mass, 0.5)
-    np.testing.assert_allclose(answers.sober_mass, 0.8)
-    report = experiment.analyse(plan, answers, 100)
-    for k, profile in enumerate(report.after.profiles):
-        assert profile["confidence"] == pytest.approx(0.4 + 0.1 * k) and profile["accuracy"] == 1.0
-        assert profile["ece"] == pytest.approx(0.6 - 0.1 * k)
-    assert report.after.differences[3]["nll"]["difference"] == pytest.approx(np.log(0.4 / 0.7))
-    assert report.after.differences[0] is None
-    mass = report.mass[2]["after_all_effects"]
-    assert mass == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5]), "min": pytest.approx(0.5)}
-    text = report.text()
-    assert "0.600 [0.600, 0.600]" in text and "== Before the sampler's effects ==" in text
-
-
-def test_a_number_that_is_not_finite_is_an_error_that_names_it(settings, tmp_path):
-    plan, _ = experiment.make_plan(settings)
-    bad = np.full((20, 4), 0.25)
-    bad[6, 2] = np.nan
-    with results.JsonlLog(tmp_path / "log.jsonl", plan.describe()) as log:
-        with pytest.raises(ValueError, match=r"items\[1\]\.probs\[2\]\[2\] is nan"):
-            experiment.ask(plan, lambda prompts, numbers: Scores(bad, bad), log)
+def test_a_number_that_is_not_finite_is_an_error_that_names_it(settings, monkeypatch):
+    study = prepare(settings)
+    items = [{"id": "x", "answer": 0, "probs": np.full((4, 4), 0.25)} for _ in range(5)]
+    items[1]["probs"][2, 3] = np.nan
+    monkeypatch.setattr(Study, "work", lambda self, task: items)
+    with experiment.open_log(study) as log:
+        with pytest.raises(ValueError, match=r"items\[1\]\.probs\[2\]\[3\] is nan"):
+            experiment.perform(study, log)
         assert log.done == {}
-
-
-def test_baseline_is_none_wherever_it_stands_and_doses_are_in_the_label(settings):
-    plan, _ = experiment.make_plan(dataclasses.replace(settings, packs=["cocaine", "none"], intensities=["0.5", "1"]))
-    assert [arm.label for arm in plan.arms] == ["cocaine@0.5", "none"] and plan.baseline == 1
-    half = nmjax.load_pack("cocaine").at(0.5)
-    assert plan.arms[0].pack.content_hash() == half.content_hash()
-    plan, _ = experiment.make_plan(dataclasses.replace(settings, packs=["cocaine", "cocaine_10"]))
-    assert plan.baseline == 0
 
 
 @pytest.mark.parametrize(
@@ -280,28 +255,99 @@ def test_baseline_is_none_wherever_it_stands_and_doses_are_in_the_label(settings
         ({"subjects": ["alchemy"]}, "alchemy.*geography"),
         ({"max_questions": 1}, "1 question; intervals need at least 2"),
         ({"model": "no/such/folder"}, "no/such/folder"),
+        ({"arms": ["temperature", "dance"]}, "--arms=temperature,dance; wanted some of temperature, qk"),
+        ({"arms": ["full"], "intensities": ["1"]}, "--intensities belong to --packs"),
+        ({"arms": ["full"], "doses": ["0"]}, "--doses=0; wanted distinct numbers"),
+        ({"arms": ["qk"], "arms_of": "lsd"}, "--arms=qk: the pack lsd has no such effect"),
+        ({"chat_template": True}, "has no chat template"),
+        ({"margin": 0.0}, "--margin=0.0"),
+        ({"compare_model": "no/such/folder"}, "no/such/folder"),
+        ({"ood": True, "ood_prompts": "no/such/file"}, "no/such/file"),
+        ({"ood": True, "ood_tokens": 500}, "of 102 prompts fit the context"),
     ],
 )
 def test_bad_input_is_an_error_before_any_compute(settings, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
-        experiment.prepare(dataclasses.replace(settings, **changes))
+        prepare(dataclasses.replace(settings, **changes))
     assert not pathlib.Path(settings.output_dir).exists()
 
 
-def test_a_question_longer_than_the_context_is_named(settings, tmp_path):
-    rows = [{"question": "short", "choices": list("abcd"), "answer": 0}]
-    rows.append({"question": "long " * 120, "choices": list("abcd"), "answer": "B"})
-    path = tmp_path / "questions.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=r"question 'questions:2' has \d+ tokens.*context of .* is 512"):
-        experiment.prepare(dataclasses.replace(settings, questions=str(path)))
+def question_rows(count, subject, words=1):
+    options = {f"choice{k}": option for k, option in enumerate("abcd")}
+    return [{"question": f"{subject} {i} " + "long " * words, "answer": "ABCD"[i % 4], **options} for i in range(count)]
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_questions_longer_than_the_context_are_left_out_before_sampling_and_counted(settings, tmp_path, capsys):
+    write_csv(tmp_path / "mmlu/test/law_test.csv", question_rows(3, "law") + question_rows(5, "law", 120))
+    write_csv(tmp_path / "mmlu/test/logic_test.csv", question_rows(4, "logic"))
+    result, paths = run(settings, questions=str(tmp_path / "mmlu"), max_questions=6, packs=["none"])
+    assert result["questions_by_subject"] == {"law": 3, "logic": 3}
+    assert result["left_out_as_too_long"]["questions_by_subject"] == {"law": 5}
+    assert "Left out as longer than the context: 5 questions" in capsys.readouterr().out
+    assert "law" in paths["page"].read_text()
+    write_csv(tmp_path / "long/test/law_test.csv", question_rows(3, "law", 120))
+    with pytest.raises(ValueError, match="none of the 3 questions.* fits: the shortest has .* at most 512"):
+        prepare(dataclasses.replace(settings, questions=str(tmp_path / "long")))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"answer": "E"}, r"law_test\.csv, row 3: answer is 'E'; wanted 0 to 3 or A to D"),
+        ({"choice2": ""}, r"law_test\.csv, row 3: the options are"),
+        ({"question": " "}, r"law_test\.csv, row 3: question is"),
+    ],
+)
+def test_a_bad_row_is_named(settings, tmp_path, cells, message):
+    rows = question_rows(4, "law")
+    rows[1] |= cells
+    write_csv(tmp_path / "mmlu/test/law_test.csv", rows)
+    with pytest.raises(ValueError, match=message):
+        prepare(dataclasses.replace(settings, questions=str(tmp_path / "mmlu")))
+
+
+def test_a_missing_column_and_a_missing_dev_set_are_named(settings, tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "choice3"} for row in question_rows(4, "law")]
+    write_csv(tmp_path / "mmlu/test/law_test.csv", rows)
+    with pytest.raises(ValueError, match="law_test.csv has no columns choice0 to choice3"):
+        prepare(dataclasses.replace(settings, questions=str(tmp_path / "mmlu")))
+    write_csv(tmp_path / "mmlu/test/law_test.csv", question_rows(4, "law"))
+    with pytest.raises(ValueError, match=r"--num_fewshot=2: .* has 0 examples \(dev\) of law"):
+        prepare(dataclasses.replace(settings, questions=str(tmp_path / "mmlu"), num_fewshot=2))
+
+
+def test_two_models_take_the_same_battery(settings, model_folder, tmp_path):
+    """The same weights twice: the second one's arms answer as the first one's."""
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    result, _ = run(settings, compare_model=str(other), packs=["none", "cocaine_100"])
+    assert [(r["model_name"], r["pack_name"]) for r in result["results"]] == [
+        ("random", "none"), ("random", "cocaine_100"), ("other", "none"), ("other", "cocaine_100")
+    ]  # fmt: skip
+    for a, b in ((0, 2), (1, 3)):
+        assert result["results"][a]["calibration"] == result["results"][b]["calibration"]
+    sober, drugged = result["base_against_instruct"]
+    assert sober["distance"]["total_variation"]["mean"] == 0
+    assert {test["difference"] for test in sober["profile"].values()} == {0}
+    assert sober["profile"]["confidence"]["verdict"] == "equivalent"
+    assert drugged["distance"]["total_variation"]["mean"] > 1e-3
+    with pytest.raises(ValueError, match="--compare_model=.* is --model"):
+        prepare(dataclasses.replace(settings, compare_model=settings.model))
 
 
 def command(model_folder, out, *more):
     return [
         sys.executable, "-m", "experiments.calibration_under_influence", f"--model={model_folder}",
         "--max-questions", "60", "--batch-size", "2", "--packs", "none", "cocaine_100", "--output_dir", str(out),
-        "--bootstrap_draws=100", *more,
+        "--bootstrap_draws=100", "--ood_per_category=4", "--ood_tokens=8", "--gradient_questions=8", *more,
     ]  # fmt: skip
 
 
@@ -317,7 +363,7 @@ def test_command_line_takes_the_published_spelling_and_reports_bad_input_in_one_
 def test_sigkill_and_restart_give_the_unbroken_result(model_folder, tmp_path):
     subprocess.run(command(model_folder, tmp_path / "unbroken"), cwd=ROOT, check=True, capture_output=True)
     out = tmp_path / "killed"
-    for lines in (3, 12, 25):
+    for lines in (3, 12, 33, 37):
         process = subprocess.Popen(command(model_folder, out), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             if any(path.read_bytes().count(b"\n") >= lines for path in out.glob("*.partial.jsonl")):
