@@ -6,7 +6,7 @@ All arms are rows of one batch. With worked examples in front, what the question
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,22 @@ from nmjax.prefix import SharedPrefix, can_share, share_prefix
 from nmjax.rows import bucket
 
 FIELDS = ("probs", "logprobs", "sober_logprobs", "removed")  # what is kept of a question's ChoiceScores
-LEAST_BATCHES = 4  # a padded width is compiled for at least so many batches
+LEAST_SAVED = 50_000  # tokens of padding that a further width must save to be worth its compilation
 
 
 def encode_prompts(
-    lm: LanguageModel, questions: Sequence[Question], examples: dict[str, tuple[Question, ...]], chat: bool
+    lm: LanguageModel, questions: Sequence[Question], examples: Mapping[str, tuple[Question, ...]], chat: bool
 ) -> list[list[int]]:
     """Token ids of every question's prompt, behind its subject's worked examples, in the chat template if `chat`."""
     texts = [prompt_of(question, examples.get(question.subject, ())) for question in questions]
     if chat:
         texts = [chat_prompt(lm.tokenizer, text) for text in texts]
-    return [list(ids) for ids in lm.tokenizer(texts, add_special_tokens=not chat)["input_ids"]] if texts else []
+    return encode_texts(lm, texts, chat)
+
+
+def encode_texts(lm: LanguageModel, texts: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids; a chat template writes the special tokens itself. Texts longer than the context are for the caller."""
+    return [list(ids) for ids in lm.tokenizer(list(texts), add_special_tokens=not chat, verbose=False)["input_ids"]]
 
 
 def room_for_prefaces(lm: LanguageModel, arms: Sequence[Arm]) -> int:
@@ -48,29 +53,32 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> int:
     return next(differs, shortest)
 
 
-def padded_widths(longest: Sequence[int]) -> list[int]:
-    """A padded width for every batch, given its longest row: the largest, or a half, a quarter, ... of it.
+def padded_widths(longest: Sequence[int], rows: int) -> list[int]:
+    """A padded width for every batch of `rows` rows, given its longest one: the largest, or a half, a quarter, ...
 
-    Real questions differ in length by a factor of 30; every width costs a compilation, so one that fewer than
-    LEAST_BATCHES batches use is given up for the next larger.
+    Real questions differ in length by a factor of 30, but every width costs a compilation: one that saves fewer than
+    LEAST_SAVED tokens against the next larger is given up for that.
     """
     ladder = [-(-max(longest) // 2**k) for k in range(6)]
     steps = [max(k for k, width in enumerate(ladder) if width >= length) for length in longest]
     for k in reversed(range(1, len(ladder))):
-        if steps.count(k) < LEAST_BATCHES:
+        if (ladder[k - 1] - ladder[k]) * rows * steps.count(k) < LEAST_SAVED:
             steps = [k - 1 if step == k else step for step in steps]
     return [ladder[step] for step in steps]
 
 
-def make_batches(lengths: Sequence[int], groups: Sequence[str] | None, size: int) -> list[tuple[list[int], int]]:
-    """(indices, padded width) of each batch: rows of similar length together, of one group only if there are groups."""
+def make_batches(
+    lengths: Sequence[int], groups: Sequence[str] | None, size: int, arms: int
+) -> list[tuple[list[int], int]]:
+    """(indices, padded width) of each batch of `size` items, each a row for every arm: items of similar length
+    together, of one group only if there are groups."""
     keys = sorted(set(groups)) if groups is not None else [None]
     batches = []
     for key in keys:
         members = [i for i in range(len(lengths)) if groups is None or groups[i] == key]
         members.sort(key=lambda i: lengths[i])  # stable: equal lengths keep their order
         batches += [members[k : k + size] for k in range(0, len(members), size)]
-    widths = padded_widths([max(lengths[i] for i in batch) for batch in batches])
+    widths = padded_widths([max(lengths[i] for i in batch) for batch in batches], size * arms)
     return list(zip(batches, widths, strict=True))
 
 
@@ -87,19 +95,24 @@ class Examinee:
     shared: dict[str, list[int]]  # by subject, what its prompts begin with; empty without worked examples
     batch_size: int
     seed: int
+    differentiated: int = 0  # the first so many questions tell how answers move with the dose
 
     def __post_init__(self):
         self.forget()
         self.sharing = [k for k, arm in enumerate(self.arms) if can_share(arm.pack)] if self.shared else []
         self.apart = [k for k in range(len(self.arms)) if k not in self.sharing]
         rests = [
-            len(ids) - len(self.shared.get(q.subject, ())) for q, ids in zip(self.questions, self.prompts, strict=True)
+            len(row) - len(self.shared.get(q.subject, ())) for q, row in zip(self.questions, self.prompts, strict=True)
         ]
         subjects = [q.subject for q in self.questions] if self.shared else None
-        if subjects is not None:
-            self.batch_size = min(self.batch_size, max(map(subjects.count, set(subjects))))
-        self.batch_size = min(self.batch_size, len(self.questions))
-        self.batches = make_batches(rests, subjects, self.batch_size)
+        most = len(self.questions) if subjects is None else max(map(subjects.count, set(subjects)))
+        few = min(self.differentiated, len(self.questions)) if self.points else 0
+        self.slope_size = min(self.batch_size, few)
+        self.slope_batches = (
+            make_batches([*map(len, self.prompts[:few])], None, self.slope_size, len(self.points)) if few else []
+        )
+        self.batch_size = min(self.batch_size, most)
+        self.batches = make_batches(rests, subjects, self.batch_size, len(self.arms))
         self.preface = room_for_prefaces(self.lm, self.arms)
 
     @property
@@ -174,15 +187,16 @@ class Examinee:
         By forward-mode differentiation of the whole model, so nothing is perturbed. Before truncation, which has none.
         """
         bases = [base for base, doses in self._series().values() for _ in doses]
-        rows = [self.prompts[i] for i in questions for _ in bases]
-        row_ids = [i for i in questions for _ in bases]
+        padded = [*questions, *[questions[-1]] * (self.slope_size - len(questions))]
+        rows = [self.prompts[i] for i in padded for _ in bases]
+        row_ids = [i for i in padded for _ in bases]
 
         def letters(doses):
-            packs = [base.at(doses[g]) for g, base in enumerate(bases)] * len(questions)
+            packs = [base.at(doses[g]) for g, base in enumerate(bases)] * len(padded)
             scores = nmjax.score_choices(
                 self.lm, rows, self.choices[:4], packs, width=width + self.preface, seed=self.seed, row_ids=row_ids
             )
-            return scores.logprobs.reshape(len(questions), len(bases), 4)
+            return scores.logprobs.reshape(len(padded), len(bases), 4)
 
         doses = jnp.asarray([dose for _, dose in self.points], jnp.float32)
         logprobs, slopes = jax.jvp(letters, (doses,), (jnp.ones_like(doses),))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import nmjax
 from experiments import needs
 from experiments.calibration import arms as conditions
 from experiments.calibration.arms import NONE, Arm
-from experiments.calibration.asking import Examinee, common_beginning, encode_prompts, make_batches, room_for_prefaces
+from experiments.calibration.asking import Examinee, common_beginning, encode_prompts, room_for_prefaces
 from experiments.calibration.writing import Style, Writer, encode_ood
 from models import checkpoint
 from nmjax.data.letters import letters_of
-from nmjax.data.ood import load_prompts
-from nmjax.data.questions import Question, read_pool, sample_by_subject, split_by_length
+from nmjax.data.ood import OodPrompt, load_prompts
+from nmjax.data.questions import Pool, Question, read_pool, sample_by_subject, split_by_length
+from nmjax.lm import LanguageModel
 from nmjax.metrics import stats
 from nmjax.report import results
 
 NAME = "calibration_under_influence"
+Examples = Mapping[str, tuple[Question, ...]]
 BUNDLED, BUNDLED_INSTRUCT = "checkpoints/tiny", "checkpoints/tiny_instruct"
 PSYCHEDELIC = "lsd"  # written under, beside the arms: the claim is that it loses less than a stimulant
 
@@ -155,16 +159,7 @@ def prepare(settings: Settings) -> Study:
     checkpoints = compared(settings)
     folders = [checkpoint.find(name) for name in checkpoints]
     pool = read_pool(settings.questions, settings.seed, settings.subjects, at_least=settings.max_questions or None)
-    examples = {subject: shown[: settings.num_fewshot] for subject, shown in pool.examples.items()}
-    if settings.num_fewshot:
-        for subject in sorted({q.subject for q in pool.questions}):
-            if len(examples.get(subject, ())) < settings.num_fewshot:
-                raise ValueError(
-                    f"--num_fewshot={settings.num_fewshot}: --questions={settings.questions} has "
-                    f"{len(examples.get(subject, ()))} examples (dev) of {subject}; wanted that many"
-                )
-    else:
-        examples = {}
+    examples = worked_examples(pool, settings.num_fewshot)
 
     lms = [checkpoint.load(folder, dtype=settings.dtype) for folder in folders]
     names = [folder.name for folder in folders]
@@ -173,62 +168,95 @@ def prepare(settings: Settings) -> Study:
         if lm.tokenizer is None:
             raise ValueError(f"{name} has no tokenizer; wanted one, questions are text")
     letters = [letters_of(lm, settings.chat_template, settings.letters) for lm in lms]
-    provided = [needs.provide(lm, [arm.pack for arm in [*arms, *writing]], settings.build_missing) for lm in lms]
-    own_arms = [with_placebos(arms, lm, settings.seed) for lm in lms]
-    own_writing = [with_placebos(writing, lm, settings.seed) for lm in lms]
-
-    kept = pool.questions
-    left_out: dict[str, int] = {}
-    for lm in lms:
-        limit = lm.config.max_positions - room_for_prefaces(lm, arms)
-        lengths = [len(ids) for ids in encode_prompts(lm, kept, examples, settings.chat_template)]
-        kept, dropped = split_by_length(kept, lengths, limit)
-        left_out = {s: left_out.get(s, 0) + dropped.get(s, 0) for s in {*left_out, *dropped}}
+    kept, left_out = questions_that_fit(settings, lms, arms, pool, examples)
     questions = sample_by_subject(kept, settings.max_questions or None, settings.seed)
     if len(questions) < 2:
         raise ValueError(f"there is {len(questions)} question; intervals need at least 2")
+    provided = [needs.provide(lm, [arm.pack for arm in [*arms, *writing]], settings.build_missing) for lm in lms]
 
-    examinees, writers, ood_left_out = [], [], []
-    for name, lm, mine, form in zip(names, lms, own_arms, letters, strict=True):
+    examinees = []
+    for name, lm, form in zip(names, lms, letters, strict=True):
         ids = encode_prompts(lm, questions, examples, settings.chat_template)
-        shared = shared_beginnings(lm, questions, ids, examples, settings.chat_template)
-        examinees.append(Examinee(name, lm, mine, form, questions, ids, shared, settings.batch_size, settings.seed))
-    if settings.ood:
-        style = Style(settings.ood_tokens, settings.ood_temperature, settings.ood_seeds)
-        encoded = [encode_ood(lm, prompts, settings.chat_template) for lm in lms]
-        limits = [
-            lm.config.max_positions - room_for_prefaces(lm, mine) - style.tokens
-            for lm, mine in zip(lms, own_writing, strict=True)
-        ]
-        fits = [
-            all(len(rows[i]) <= limit for rows, limit in zip(encoded, limits, strict=True)) for i in range(len(prompts))
-        ]
-        ood_left_out = [prompt.id for prompt, fit in zip(prompts, fits, strict=True) if not fit]
-        if sum(fits) < 2:
-            raise ValueError(
-                f"--ood_tokens={style.tokens}: so {sum(fits)} of {len(prompts)} prompts fit the context; wanted 2"
-            )
-        written = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-        for lm, mine, rows in zip(lms, own_writing, encoded, strict=True):
-            rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
-            writers.append(Writer(lm, mine, written, rows, style, settings.batch_size, settings.seed))
+        examinee = Examinee(
+            name=name,
+            lm=lm,
+            arms=with_placebos(arms, lm, settings.seed),
+            letters=form,
+            questions=questions,
+            prompts=ids,
+            shared=shared_beginnings(lm, questions, ids, examples, settings.chat_template),
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            differentiated=settings.gradient_questions,
+        )
+        examinees.append(examinee)
+    writers, ood_left_out = make_writers(settings, lms, writing, prompts) if settings.ood else ([], [])
     hashes = [results.path_hash(folder) for folder in folders]
     return Study(
         settings=settings,
         names=names,
         hashes=hashes,
         questions=questions,
-        left_out={subject: count for subject, count in sorted(left_out.items()) if count},
+        left_out=left_out,
         examinees=examinees,
         writers=writers,
         ood_left_out=ood_left_out,
         provided=provided,
         description=_description(settings, hashes, provided, questions, examples, examinees, writers),
-        tasks=_tasks(settings, examinees, writers),
+        tasks=_tasks(examinees, writers),
     )
 
 
-def shared_beginnings(lm, questions, ids, examples, chat: bool) -> dict[str, list[int]]:
+def worked_examples(pool: Pool, count: int) -> dict[str, tuple[Question, ...]]:
+    """`count` examples of every subject of the pool; {} for none. Raises ValueError for a subject that has fewer."""
+    if count == 0:
+        return {}
+    for subject in sorted({q.subject for q in pool.questions}):
+        if len(pool.examples.get(subject, ())) < count:
+            raise ValueError(
+                f"--num_fewshot={count}: --questions={pool.source} has {len(pool.examples.get(subject, ()))} examples "
+                f"(dev) of {subject}; wanted that many"
+            )
+    return {subject: shown[:count] for subject, shown in pool.examples.items()}
+
+
+def questions_that_fit(
+    settings: Settings, lms: Sequence[LanguageModel], arms: Sequence[Arm], pool: Pool, examples: Examples
+) -> tuple[list[Question], dict[str, int]]:
+    """Those that every model's context holds with the arms' hidden texts, and by subject how many are too long."""
+    kept, left_out = pool.questions, Counter[str]()
+    for lm in lms:
+        limit = lm.config.max_positions - room_for_prefaces(lm, arms)
+        lengths = [len(ids) for ids in encode_prompts(lm, kept, examples, settings.chat_template)]
+        kept, dropped = split_by_length(kept, lengths, limit, settings.subjects)
+        left_out.update(dropped)
+    return kept, dict(sorted(left_out.items()))
+
+
+def make_writers(
+    settings: Settings, lms: Sequence[LanguageModel], arms: Sequence[Arm], prompts: Sequence[OodPrompt]
+) -> tuple[list[Writer], list[str]]:
+    """A writer a model, on the prompts that fit every model's context with the response, and who doesn't."""
+    style = Style(settings.ood_tokens, settings.ood_temperature, settings.ood_seeds)
+    encoded = [encode_ood(lm, prompts, settings.chat_template) for lm in lms]
+    limits = [lm.config.max_positions - room_for_prefaces(lm, arms) - style.tokens for lm in lms]
+    fits = [all(len(ids[i]) <= n for ids, n in zip(encoded, limits, strict=True)) for i in range(len(prompts))]
+    if sum(fits) < 2:
+        raise ValueError(
+            f"--ood_tokens={style.tokens}: so {sum(fits)} of {len(prompts)} prompts fit the context; wanted 2"
+        )
+    kept = list(itertools.compress(prompts, fits))
+    writers = [
+        Writer(lm, with_placebos(arms, lm, settings.seed), kept, list(itertools.compress(ids, fits)), style,
+               settings.batch_size, settings.seed)
+        for lm, ids in zip(lms, encoded, strict=True)
+    ]  # fmt: skip
+    return writers, [prompt.id for prompt, fit in zip(prompts, fits, strict=True) if not fit]
+
+
+def shared_beginnings(
+    lm: LanguageModel, questions: Sequence[Question], ids: Sequence[list[int]], examples: Examples, chat: bool
+) -> dict[str, list[int]]:
     """By subject, the tokens that its prompts begin with: its worked examples, and the chat header before them."""
     found = {}
     for subject in sorted(examples) if examples else []:
@@ -241,16 +269,11 @@ def shared_beginnings(lm, questions, ids, examples, chat: bool) -> dict[str, lis
     return found
 
 
-def _tasks(settings: Settings, examinees: Sequence[Examinee], writers: Sequence[Writer]) -> list[Task]:
+def _tasks(examinees: Sequence[Examinee], writers: Sequence[Writer]) -> list[Task]:
     tasks = []
     for m, examinee in enumerate(examinees):
         tasks += [Task("ask", m, batch, width) for batch, width in examinee.batches]
-        few = min(settings.gradient_questions, len(examinee.questions))
-        if few and examinee.points:
-            lengths = [len(ids) for ids in examinee.prompts[:few]]
-            size = min(settings.batch_size, few)
-            for batch, _ in make_batches(lengths, None, size):
-                tasks.append(Task("slopes", m, batch, max(lengths)))
+        tasks += [Task("slopes", m, batch, width) for batch, width in examinee.slope_batches]
         if writers:
             tasks += [Task("write", m, batch, width) for batch, width in writers[m].batches]
     return tasks

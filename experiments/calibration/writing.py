@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import nmjax
 from experiments.calibration.arms import Arm
-from experiments.calibration.asking import make_batches, room_for_prefaces
+from experiments.calibration.asking import encode_texts, make_batches, room_for_prefaces
 from nmjax.data.ood import OodPrompt
 from nmjax.data.question_prompts import chat_prompt
 from nmjax.lm import LanguageModel
@@ -42,7 +42,8 @@ class Writer:
         items = len(self.prompts) * self.style.seeds
         self.batch_size = min(self.batch_size, items)
         self.preface = room_for_prefaces(self.lm, self.arms)
-        self.batches = make_batches([len(self.ids[i // self.style.seeds]) for i in range(items)], None, self.batch_size)
+        lengths = [len(self.ids[i // self.style.seeds]) for i in range(items)]
+        self.batches = make_batches(lengths, None, self.batch_size, len(self.arms))
 
     def write(self, batch: Sequence[int], width: int) -> list[dict]:
         """Respond to a batch of items under every arm: for each a record with a response an arm."""
@@ -83,4 +84,4 @@ class Writer:
 def encode_ood(lm: LanguageModel, prompts: Sequence[OodPrompt], chat: bool) -> list[list[int]]:
     """Token ids of the prompts, in the chat template if `chat`."""
     texts = [chat_prompt(lm.tokenizer, prompt.prompt) if chat else prompt.prompt for prompt in prompts]
-    return [list(ids) for ids in lm.tokenizer(texts, add_special_tokens=not chat)["input_ids"]]
+    return encode_texts(lm, texts, chat)

@@ -132,7 +132,7 @@ def test_batches_hold_every_question_once_at_a_width_that_fits():
     lengths = [7, 100, 9, 8, 30, 52, 51, 8, 99, 13, 12, 9]
     groups = list("aababbaabbab")
     for own in (None, groups):
-        batches = make_batches(lengths, own, 2)
+        batches = make_batches(lengths, own, 2, 3)
         assert sorted(i for batch, _ in batches for i in batch) == list(range(12))
         assert all(len(batch) <= 2 and max(lengths[i] for i in batch) <= width for batch, width in batches)
         if own:
@@ -140,10 +140,10 @@ def test_batches_hold_every_question_once_at_a_width_that_fits():
 
 
 def test_widths_are_few():
-    assert padded_widths([20, 21, 24]) == [24] * 3
-    assert padded_widths([10] * 4 + [100] * 4) == [13] * 4 + [100] * 4
-    assert padded_widths([10] * 3 + [100] * 4) == [100] * 7  # too few to compile for
-    assert padded_widths([10] * 3 + [40] + [100] * 4) == [50] * 4 + [100] * 4
+    assert padded_widths([20, 21, 24], 128) == [24] * 3
+    assert padded_widths([100, 1000], 128) == [500, 1000]  # 64,000 tokens saved by halving once, 32,000 by twice
+    assert padded_widths([100, 100, 1000], 128) == [250, 250, 1000]
+    assert padded_widths([100, 1000], 64) == [1000] * 2  # too little to compile for
 
 
 def test_common_beginning_leaves_a_token_of_each():
