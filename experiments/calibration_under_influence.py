@@ -141,7 +141,14 @@ def find(study: Study, log: results.JsonlLog) -> Findings:
         study,
         asked=[records(study, log, "ask", m) for m in models],
         slopes=[records(study, log, "slopes", m) for m in models],
-        written=[records(study, log, "write", m) for m in models],
+        written=[
+            [
+                {"prompt": record["prompt"], "responses": by_arm}
+                for record in records(study, log, "write", m)
+                for by_arm in record["seeds"]
+            ]
+            for m in models
+        ],
     )
 
 

@@ -1,7 +1,7 @@
-"""A prefix that many prompts share (worked examples, a system message), run once an intervention, then read from cache.
+"""Prefixes that several prompts share (worked examples, a text that is read again), run once, then read from cache.
 
-    bank     [_ p p p]            one row for each distinct intervention
-    batch    [_ p p p|_ q q q]    every row copies its intervention's row of the bank and adds its own tokens behind
+    bank     [_ p p p]            one row for each prefix and distinct intervention
+    batch    [_ p p p|_ q q q]    every row copies its row of the bank and adds its own tokens behind
 
 Positions, masks and effects read `k_pos` alone, so a row scores the same with and without the bank.
 """
@@ -22,7 +22,7 @@ from nmjax.interventions.draws import Drawing
 from nmjax.interventions.effect import Context, Effect
 from nmjax.interventions.sampler import Contrast
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, check_context, make_rows, prefaced, row_keys
+from nmjax.rows import Rows, check_context, encode_all, make_rows, prefaced, row_keys
 
 
 class PrefixCache(flax.struct.PyTreeNode):
@@ -54,33 +54,40 @@ class Behind(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrefix:
-    """What `share_prefix` returns; pass it to `score_choices(prefix=...)`."""
+    """What `share_prefix` returns; pass it to `score_choices(prefix=...)` or `continuation_logprobs`."""
 
-    ids: tuple[int, ...]  # without a preface
     bank: PrefixCache
-    places: dict[str, int]  # an intervention's content hash -> its row of the bank
+    places: dict[tuple[str, tuple[int, ...]], int]  # an intervention's content hash and a prefix -> row of the bank
     rivals: np.ndarray  # int32 [U]: the row that a contrast sets a row against, mostly itself
-    lengths: np.ndarray  # int32 [U]
+    lengths: np.ndarray  # int32 [U], tokens with a hidden preface
 
-    def check(self, stems: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> None:
-        """Raises ValueError for a prompt (without a preface) that doesn't begin with the prefix, or a new pack."""
-        for i, stem in enumerate(stems):
-            if tuple(stem[: len(self.ids)]) != self.ids or len(stem) == len(self.ids):
-                raise ValueError(
-                    f"prompts[{i}] begins with the tokens {list(stem[: len(self.ids) + 1])}, wanted the prefix "
-                    f"{list(self.ids)} and at least one token more"
-                )
-        for iv in {id(iv): iv for iv in interventions}.values():
-            if iv.content_hash() not in self.places:
+    def find(self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> np.ndarray:
+        """int32 [B]: the row of the bank that each prompt (ids without a preface) begins with, the longest such.
+
+        Raises ValueError for a prompt that begins with no prefix or has no token more, or an unknown intervention.
+        """
+        hashes = {id(iv): iv.content_hash() for iv in {id(iv): iv for iv in interventions}.values()}
+        known, sizes = {name for name, _ in self.places}, sorted({len(ids) for _, ids in self.places}, reverse=True)
+        found = []
+        for i, (prompt, iv) in enumerate(zip(prompts, interventions, strict=True)):
+            name = hashes[id(iv)]
+            if name not in known:
                 raise ValueError(f"packs: the prefix was not run under {iv.name or iv!r}, wanted it in share_prefix")
+            keys = ((name, tuple(prompt[:size])) for size in sizes if size < len(prompt))
+            at = next((self.places[key] for key in keys if key in self.places), None)
+            if at is None:
+                raise ValueError(
+                    f"prompts[{i}] begins with the tokens {list(prompt[: sizes[0] + 1])}, wanted a prefix that was run "
+                    "and at least one token more"
+                )
+            found.append(at)
+        return np.asarray(found, np.int32)
 
-    def behind(self, interventions: Sequence[Intervention], rows: Rows) -> Behind:
-        """Where each row of a batch continues, the hidden ones behind `interventions` included."""
-        place = {id(iv): self.places[iv.content_hash()] for iv in {id(iv): iv for iv in interventions}.values()}
-        at = np.asarray([place[id(iv)] for iv in interventions], np.int32)
+    def behind(self, found: np.ndarray, rows: Rows) -> Behind:
+        """Where each row of a batch continues, given what `find` found for the rows that were asked for."""
         if rows.owner is not None:  # hidden rows follow, each contrasted with its owner
-            at = np.concatenate([at, self.rivals[at[rows.owner[len(at) :]]]])
-        return Behind(self.bank, at, self.lengths[at])
+            found = np.concatenate([found, self.rivals[found[rows.owner[len(found) :]]]])
+        return Behind(self.bank, found, self.lengths[found])
 
 
 def can_share(part: Effect | Intervention | None) -> bool:
@@ -97,18 +104,20 @@ def can_share(part: Effect | Intervention | None) -> bool:
     )
 
 
-def share_prefix(lm: LanguageModel, ids: Sequence[int], packs: Sequence, width: int | None = None) -> SharedPrefix:
-    """Runs a prefix once for each distinct intervention.
+def share_prefix(
+    lm: LanguageModel, prefixes: Sequence[Sequence[int]], packs: Sequence, width: int | None = None
+) -> SharedPrefix:
+    """Runs every prefix once for each distinct intervention.
 
     Args:
-      ids: the prefix's token ids, special tokens at its beginning included.
+      prefixes: token ids, special tokens at their beginnings included. One that is given twice is run twice: so many
+        prefixes are one program, whatever they are.
       packs: the interventions that will be asked for; None, an effect, or an intervention each.
       width: padded length; None = that of the longest (prefix and hidden preface).
     Raises:
       ValueError: no ids, an intervention whose prefix differs from row to row (see `can_share`), or a `width` below
         what is needed.
     """
-    ids = lm.encode(list(ids), "ids")
     distinct: dict[str, Intervention] = {}
     for i, pack in enumerate(packs):
         iv = as_intervention(pack, f"packs[{i}]")
@@ -118,19 +127,19 @@ def share_prefix(lm: LanguageModel, ids: Sequence[int], packs: Sequence, width: 
                 "another one in every row; wanted packs without, or no shared prefix"
             )
         distinct.setdefault(iv.content_hash(), iv)
-    interventions = list(distinct.values())
-    whole, spans = prefaced(lm, [ids] * len(interventions), interventions)
+    ids = encode_all(lm, list(prefixes), "prefixes")
+    keys = [(name, tuple(row)) for name in distinct for row in ids]
+    interventions = [distinct[name] for name, _ in keys]
+    whole, spans = prefaced(lm, [list(ids) for _, ids in keys], interventions)
     check_context(lm, [len(row) for row in whole], [1] * len(whole), "token behind the prefix")
     needed = max(map(len, whole))
     if width is not None and width < needed:
-        raise ValueError(f"width={width}, wanted at least {needed}, the prefix with its preface")
+        raise ValueError(f"width={width}, wanted at least {needed}, the longest prefix with its preface")
     rows = make_rows(lm, whole, spans, interventions, width or needed, row_keys(0, None, len(whole)))
-    rivals = np.arange(len(whole), dtype=np.int32) if rows.rival is None else rows.rival
     return SharedPrefix(
-        ids=tuple(ids),
         bank=_fill(lm.module, lm.params, rows),
-        places={name: i for i, name in enumerate(distinct)},
-        rivals=rivals,
+        places={key: i for i, key in enumerate(keys)},
+        rivals=np.arange(len(whole), dtype=np.int32) if rows.rival is None else rows.rival,
         lengths=rows.mask.sum(1).astype(np.int32),
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nmjax.interventions.compose import as_rows
-from nmjax.interventions.effect import static
+from nmjax.interventions.effect import Context, static
 from nmjax.interventions.sites import act
 from nmjax.lm import LanguageModel
 from nmjax.prefix import Behind, SharedPrefix
@@ -57,7 +57,7 @@ def score_choices(
       packs: one intervention for all rows, or a list with one (or None) a row.
       width: padded prompt length; None = the longest prompt. Fix it over a data set to compile once.
       batch_size: rows run together; None = as many as fit in memory.
-      prefix: what all prompts begin with, run before by `share_prefix` under the same interventions. Prompts are given
+      prefix: what the prompts begin with, run before by `share_prefix` under the same interventions. Prompts are given
         whole all the same; only what follows the prefix is run, and `width` is the width of that.
     Raises:
       ValueError: bad input; the message names the argument, the value seen and the value wanted.
@@ -66,14 +66,12 @@ def score_choices(
     interventions = as_rows(packs, len(ids))
     keys = row_keys(seed, row_ids, len(ids))
     stems, endings = _split_all(lm, prompts, ids, choices)
-    if prefix is not None:
-        prefix.check(stems, interventions)
+    found = None if prefix is None else prefix.find(stems, interventions)
     stems, spans = prefaced(lm, stems, interventions)
     longest = max(len(ending) for row in endings for ending in row)
     extra = [max(len(ending) for ending in row) - 1 for row in endings]
     check_context(lm, [len(stem) for stem in stems], extra, "tokens of a choice")
-    skip = 0 if prefix is None else len(prefix.ids)
-    skipped = [skip + hidden if skip else 0 for _, hidden in spans]
+    skipped = [0] * len(stems) if prefix is None else prefix.lengths[found].tolist()
     stems = [stem[n:] for stem, n in zip(stems, skipped, strict=True)]
     needed = max(map(len, stems)) + longest - 1
     if width is not None and (isinstance(width, bool) or not isinstance(width, int | np.integer)):
@@ -92,7 +90,7 @@ def score_choices(
             keys[np.asarray(source)], lengths,
         )  # fmt: skip
         targets = _targets([endings[i] for i in take], longest)
-        behind = None if prefix is None else prefix.behind([interventions[i] for i in source], rows)
+        behind = None if prefix is None or found is None else prefix.behind(found[np.asarray(source)], rows)
         batches.append((rows, behind, targets, len(take), real))
     parts = []
     for rows, behind, targets, count, real in batches:  # after all are made, so bad input is found before any compute
@@ -104,14 +102,14 @@ def score_choices(
 
 def continuation_logprobs(
     lm: LanguageModel, prompts, continuations, packs=None, *, width: int | None = None, room: int | None = None,
-    batch_size: int | None = None, seed=0, row_ids=None,
+    batch_size: int | None = None, seed=0, row_ids=None, prefix: SharedPrefix | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """Log-probability of every token of a continuation, given the prompt and the tokens before it.
 
     At temperature 1 and before the `logits` site: for what `generate` wrote under the same packs, its `logprobs`.
 
     Args:
-      prompts, packs, batch_size: as for `score_choices`.
+      prompts, packs, batch_size, prefix: as for `score_choices`; the prefix must leave a token of the prompt over.
       continuations: token ids, or texts, one for each prompt; a text is tokenised behind its prompt.
       width, room: padded lengths of prompt + continuation, and of the continuation; None = the longest. Fix them over a
         data set to compile once.
@@ -134,32 +132,37 @@ def continuation_logprobs(
                 f"continuations[{i}] merges with the last token of its prompt; wanted token ids, or a space"
             )
     counts = [len(whole) - len(row) for whole, row in zip(wholes, ids, strict=True)]
+    found = None if prefix is None else prefix.find(ids, interventions)
     texts, spans = prefaced(lm, [whole[:-1] for whole in wholes], interventions)  # nothing is asked of the last token
     check_context(lm, [len(text) for text in texts], [0] * len(texts), "more")
+    lengths = [len(text) + 1 - count for text, count in zip(texts, counts, strict=True)]
+    if prefix is not None:
+        texts = [text[n:] for text, n in zip(texts, prefix.lengths[found], strict=True)]
     width, room = width or max(map(len, texts)), room or max(counts)
     if width < max(map(len, texts)) or room < max(counts) or room > width:
         raise ValueError(
             f"width={width}, room={room}, wanted at least {max(map(len, texts))} and {max(counts)}, and room <= width"
         )
-    found: list[np.ndarray] = []
+    results: list[np.ndarray] = []
     for take, real in chunks(lm, interventions, width, batch_size):
         rows = make_rows(
             lm, [texts[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,
-            keys[np.asarray(take)], [len(texts[i]) + 1 - counts[i] for i in take],
+            keys[np.asarray(take)], [lengths[i] for i in take],
         )  # fmt: skip
+        behind = None if prefix is None or found is None else prefix.behind(found[np.asarray(take)], rows)
         targets = np.zeros((len(take), room), np.int32)
         for target, i in zip(targets, take, strict=True):
             target[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
-        logprobs = np.asarray(_read(lm.module, lm.params, rows, rows.follow(targets)))
-        found += [logprobs[k, room - counts[i] :] for k, i in enumerate(take[:real])]
-    return found
+        logprobs = np.asarray(_read(lm.module, lm.params, rows, rows.follow(targets), behind))
+        results += [logprobs[k, room - counts[i] :] for k, i in enumerate(take[:real])]
+    return results
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(module, params, rows: Rows, targets):
+def _read(module, params, rows: Rows, targets, behind: Behind | None):
     """float32 [B, P]: log-probabilities of the tokens [B, P] which the last P positions predict."""
     P = targets.shape[1]
-    hidden = module.apply({"params": params}, rows.tokens, ctx=rows.context(), effects=rows.effects)
+    _, hidden = _hidden(module, params, rows, behind)
 
     def at(position):  # one position of all rows at a time, or the logits of a large vocabulary would not fit
         here, target = position
@@ -228,12 +231,7 @@ def _targets(endings: list[list[tuple[int, ...]]], longest: int) -> np.ndarray:
 def _score(module, params, rows: Rows, targets, behind: Behind | None = None):
     """Per row and candidate: log-probability after and before the `logits` site, and whether truncation keeps it."""
     T, P = rows.tokens.shape[1], targets.shape[1]
-    if behind is None:
-        ctx = rows.context()
-        hidden = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
-    else:
-        ctx, cache = behind.start(rows)
-        hidden, _ = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
+    ctx, hidden = _hidden(module, params, rows, behind)
     logits = module.apply({"params": params}, hidden[:, T - P :], method="unembed")
     softeners = tuple(effect for effect in rows.effects if not effect.truncates)
     counts = jnp.zeros((len(rows.tokens), logits.shape[-1]), jnp.int32)
@@ -257,6 +255,16 @@ def _score(module, params, rows: Rows, targets, behind: Behind | None = None):
         kept += jnp.where(real & jnp.isneginf(jnp.take_along_axis(cut, index, axis=1)), 1, 0)
         counts = counts.at[jnp.arange(len(counts)), index[:, 0]].add(real[:, 0].astype(jnp.int32))
     return after, before, kept == 0
+
+
+def _hidden(module, params, rows: Rows, behind: Behind | None) -> tuple[Context, jax.Array]:
+    """The context of a pass over the rows' tokens, behind a prefix or alone, and its hidden states [B, T, D]."""
+    if behind is None:
+        ctx = rows.context()
+        return ctx, module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
+    ctx, cache = behind.start(rows)
+    hidden, _ = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
+    return ctx, hidden
 
 
 def _summarise(after, before, kept) -> ChoiceScores:

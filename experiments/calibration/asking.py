@@ -159,7 +159,7 @@ class Examinee:
         if self._prefix is None or self._prefix[0] != subject:
             ids = self.shared[subject]
             packs = [self.arms[k].pack for k in self.sharing]
-            self._prefix = subject, share_prefix(self.lm, ids, packs, width=bucket(len(ids) + self.preface))
+            self._prefix = subject, share_prefix(self.lm, [ids], packs, width=bucket(len(ids) + self.preface))
         return self._prefix[1]
 
     def _skipped(self, subject: str, prefix: SharedPrefix | None) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 import nmjax
 from experiments.calibration.arms import Arm
 from experiments.calibration.asking import encode_texts, make_batches, room_for_prefaces
@@ -28,7 +30,7 @@ class Style:
 
 @dataclasses.dataclass
 class Writer:
-    """A model with the arms it writes under; item i is prompt i // seeds with seed i % seeds."""
+    """A model with the arms it writes under; a batch is some prompts, each with all seeds and arms."""
 
     lm: LanguageModel
     arms: list[Arm]
@@ -39,26 +41,30 @@ class Writer:
     seed: int
 
     def __post_init__(self):
-        items = len(self.prompts) * self.style.seeds
-        self.batch_size = min(self.batch_size, items)
+        self.batch_size = min(self.batch_size, len(self.prompts))
         self.preface = room_for_prefaces(self.lm, self.arms)
-        lengths = [len(self.ids[i // self.style.seeds]) for i in range(items)]
-        self.batches = make_batches(lengths, None, self.batch_size, len(self.arms))
+        rows = self.style.seeds * len(self.arms)
+        self.batches = make_batches([*map(len, self.ids)], None, self.batch_size, rows)
 
     def write(self, batch: Sequence[int], width: int) -> list[dict]:
-        """Respond to a batch of items under every arm: for each a record with a response an arm."""
+        """Respond to a batch of prompts: for each a record with the responses of every arm, by seed."""
         padded = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
-        rows = [self.ids[i // self.style.seeds] for i in padded for _ in self.arms]
-        seeds = [self.seed + i % self.style.seeds for i in padded for _ in self.arms]
-        streams = [i // self.style.seeds for i in padded for _ in self.arms]
-        packs = [arm.pack for arm in self.arms] * len(padded)
-        width += self.preface
+        draws = [(i, s, arm) for i in padded for s in range(self.style.seeds) for arm in self.arms]
+        prompts = [self.ids[i] for i, _, _ in draws]
         out = nmjax.generate(
-            self.lm, rows, packs, max_new_tokens=self.style.tokens, temperature=self.style.temperature,
-            seed=seeds, row_ids=streams, width=width,
-        )  # fmt: skip
+            self.lm,
+            prompts,
+            [arm.pack for _, _, arm in draws],
+            max_new_tokens=self.style.tokens,
+            temperature=self.style.temperature,
+            seed=[self.seed + s for _, s, _ in draws],
+            row_ids=[i for i, _, _ in draws],
+            width=width + self.preface,
+        )
+        # All responses to a prompt are read behind one pass over it, less its last token.
+        beginnings = nmjax.share_prefix(self.lm, [self.ids[i][:-1] for i in padded], [None], width=width)
         sober = nmjax.continuation_logprobs(
-            self.lm, rows, out.tokens, width=width + self.style.tokens, room=self.style.tokens
+            self.lm, prompts, out.tokens, width=self.style.tokens, room=self.style.tokens, prefix=beginnings
         )
         responses = [
             {
@@ -68,17 +74,11 @@ class Writer:
                 "nll": -out.logprobs[r].sum(dtype=float),
                 "sober_nll": -sober[r].sum(dtype=float),
             }
-            for r in range(len(batch) * len(self.arms))
+            for r in range(len(draws))
         ]
-        P = len(self.arms)
-        return [
-            {
-                "prompt": self.prompts[i // self.style.seeds].id,
-                "seed": i % self.style.seeds,
-                "responses": responses[j * P : (j + 1) * P],
-            }
-            for j, i in enumerate(batch)
-        ]
+        shape = (len(padded), self.style.seeds, len(self.arms))
+        by_prompt = np.array(responses, object).reshape(shape)[: len(batch)].tolist()
+        return [{"prompt": self.prompts[i].id, "seeds": mine} for i, mine in zip(batch, by_prompt, strict=True)]
 
 
 def encode_ood(lm: LanguageModel, prompts: Sequence[OodPrompt], chat: bool) -> list[list[int]]:

@@ -38,7 +38,7 @@ def test_as_the_whole_prompts(tiny_lm, assert_close):
     """Three prompts under every effect, choices of one and two tokens; a contrast adds hidden rows to both passes."""
     packs = list(SHARED.values())
     rows = [PREFIX + rest for rest in RESTS for _ in packs]
-    shared = share_prefix(tiny_lm, PREFIX, packs, width=24)
+    shared = share_prefix(tiny_lm, [PREFIX], packs, width=24)
     assert len(shared.lengths) > len(packs)  # the contrast's own
     seen = nmjax.score_choices(tiny_lm, rows, CHOICES, packs * 3, prefix=shared)
     whole = nmjax.score_choices(tiny_lm, rows, CHOICES, packs * 3)
@@ -52,12 +52,26 @@ def test_as_the_whole_prompts(tiny_lm, assert_close):
 
 def test_the_bank_is_what_is_read(tiny_lm):
     """Another prefix's cache under the same tokens gives other scores."""
-    shared = share_prefix(tiny_lm, PREFIX, [None])
-    other = share_prefix(tiny_lm, PREFIX[::-1], [None])
+    shared = share_prefix(tiny_lm, [PREFIX], [None])
+    other = share_prefix(tiny_lm, [PREFIX[::-1]], [None])
     rows = [PREFIX + rest for rest in RESTS]
     seen = nmjax.score_choices(tiny_lm, rows, [[5], [17]], prefix=shared)
     wrong = nmjax.score_choices(tiny_lm, rows, [[5], [17]], prefix=dataclasses.replace(shared, bank=other.bank))
     assert np.abs(np.asarray(seen.logprobs - wrong.logprobs)).max() > 0.1
+
+
+def test_continuations_behind_several_prefixes(tiny_lm, assert_close):
+    """Each row behind its own prompt, less a token, as when what several arms wrote is read again."""
+    prompts = [PREFIX[:9], PREFIX, PREFIX[5:11]]
+    packs = [None, nmjax.contrast(nmjax.scale_qk(0.5), 0.6), nmjax.scale_qk(2.0)]
+    shared = share_prefix(tiny_lm, [prompt[:-1] for prompt in prompts], packs)
+    rows = [(prompt, pack, [9, 8, 7, 6][: k + 1]) for k, prompt in enumerate(prompts) for pack in packs]
+    ids, own, texts = (list(column) for column in zip(*rows, strict=True))
+    seen = nmjax.continuation_logprobs(tiny_lm, ids, texts, own, prefix=shared)
+    whole = nmjax.continuation_logprobs(tiny_lm, ids, texts, own)
+    for a, b in zip(seen, whole, strict=True):
+        assert_close(a, b, scale=20.0)
+    assert np.abs(whole[2] - whole[0]).max() > 1e-2 and np.abs(whole[3][0] - whole[0][0]) > 1e-2
 
 
 def test_a_hidden_preface_is_part_of_it(word_lm, assert_close):
@@ -65,7 +79,7 @@ def test_a_hidden_preface_is_part_of_it(word_lm, assert_close):
     prompts = [f"{text} w{a} w{b}" for a, b in ((5, 9), (60, 4))]
     packs = [None, nmjax.preface("w7 w8 w9"), nmjax.compose(nmjax.preface("w44"), nmjax.decay_kv(0.3))]
     ids = word_lm.encode(text)
-    shared = share_prefix(word_lm, ids, packs)
+    shared = share_prefix(word_lm, [ids], packs)
     rows = [prompt for prompt in prompts for _ in packs]
     seen = nmjax.score_choices(word_lm, rows, [" w5", " w17"], packs * 2, prefix=shared)
     whole = nmjax.score_choices(word_lm, rows, [" w5", " w17"], packs * 2)
@@ -76,10 +90,11 @@ def test_a_hidden_preface_is_part_of_it(word_lm, assert_close):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda lm, shared: share_prefix(lm, [], [None]), r"ids=\[\] has no tokens"),
-        (lambda lm, shared: share_prefix(lm, [5], [nmjax.add_noise(0.1)]), r"packs\[0\] draws noise"),
-        (lambda lm, shared: share_prefix(lm, [5, 6], [None], width=1), "width=1, wanted at least 2"),
-        (lambda lm, shared: share_prefix(lm, [5] * 128, [None]), "exceed the model's context"),
+        (lambda lm, shared: share_prefix(lm, [], [None]), "prefixes is empty"),
+        (lambda lm, shared: share_prefix(lm, [[5], []], [None]), r"prefixes\[1\]=\[\] has no tokens"),
+        (lambda lm, shared: share_prefix(lm, [[5]], [nmjax.add_noise(0.1)]), r"packs\[0\] draws noise"),
+        (lambda lm, shared: share_prefix(lm, [[5, 6]], [None], width=1), "width=1, wanted at least 2"),
+        (lambda lm, shared: share_prefix(lm, [[5] * 128], [None]), "exceed the model's context"),
         (lambda lm, shared: nmjax.score_choices(lm, [[5, 6, 7]], [[1], [2]], prefix=shared), r"prompts\[0\] begins"),
         (lambda lm, shared: nmjax.score_choices(lm, [PREFIX], [[1], [2]], prefix=shared), r"prompts\[0\] begins"),
         (
@@ -97,4 +112,4 @@ def test_bad_input_is_named(tiny_lm, shared, call, message):
 
 @pytest.fixture(scope="module")
 def shared(tiny_lm):
-    return share_prefix(tiny_lm, PREFIX, [None])
+    return share_prefix(tiny_lm, [PREFIX], [None])

@@ -162,20 +162,21 @@ def test_what_is_written_is_scored_drugged_and_sober(lm):
     prompts = load_prompts(per_category=1)
     arms = conditions.from_packs(["none", "lsd"], None)
     twice = [*arms, dataclasses.replace(arms[0], label="again")]
-    writer = Writer(lm, twice, prompts, encode_ood(lm, prompts, False), Style(6, 0.7, 2), 4, 0)
-    assert [len(batch) for batch, _ in writer.batches] == [4, 2]
+    writer = Writer(lm, twice, prompts, encode_ood(lm, prompts, False), Style(6, 0.7, 2), 2, 0)
+    assert [len(batch) for batch, _ in writer.batches] == [2, 1]
     rows = {}
     for batch, width in writer.batches:
         rows.update(zip(batch, writer.write(batch, width), strict=True))
+    moved = []
     for i, row in rows.items():
-        sober, drugged, again = row["responses"]
-        assert (row["prompt"], row["seed"]) == (prompts[i // 2].id, i % 2)
-        assert sober["text"] == again["text"], "arms of a prompt must draw the same random numbers"
-        assert sober["nll"] == pytest.approx(sober["sober_nll"], abs=1e-3)
-        assert 1 <= sober["tokens"] <= 6
-    assert any(row["responses"][0]["text"] != row["responses"][1]["text"] for row in rows.values())
-    assert any(abs(row["responses"][1]["nll"] - row["responses"][1]["sober_nll"]) > 0.1 for row in rows.values())
-    assert rows[0]["responses"][0]["text"] != rows[1]["responses"][0]["text"], "seeds must differ"
+        assert row["prompt"] == prompts[i].id and len(row["seeds"]) == 2
+        for sober, drugged, again in row["seeds"]:
+            assert sober["text"] == again["text"], "arms of a prompt must draw the same random numbers"
+            assert sober["nll"] == pytest.approx(sober["sober_nll"], abs=1e-3)
+            assert 1 <= sober["tokens"] <= 6
+            moved.append((drugged["text"] != sober["text"], abs(drugged["nll"] - drugged["sober_nll"]) > 0.1))
+    assert np.array(moved).any(0).all()
+    assert rows[0]["seeds"][0][0]["text"] != rows[0]["seeds"][1][0]["text"], "seeds must differ"
 
 
 @pytest.mark.parametrize("arm", [None, ("temperature", "placebo")])
