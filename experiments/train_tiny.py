@@ -24,18 +24,16 @@ from tqdm import tqdm
 import models
 import nmjax
 from experiments.tiny_card import write_card
+from experiments.tiny_scores import measure_induction, measure_judgements, measure_questions, training_seconds
 from models.config import LlamaConfig
 from models.llama import Llama
 from nmjax import flags as nm_flags
 from nmjax.data.corpus import Windows
-from nmjax.data.questions import LETTERS, format_mmlu
 from nmjax.data.tokenizer import CONTEXT, SPECIALS, build_tokenizer
-from nmjax.data.world import bundled_world, held_out_questions, held_out_statements
-from nmjax.induction import copy_accuracy, induction_scores, repeated_blocks
+from nmjax.data.world import bundled_world, held_out_questions
 from nmjax.lm import LanguageModel
-from nmjax.metrics import calibration
 from nmjax.training.checkpoint import Checkpoints
-from nmjax.training.loop import TrainConfig, make_schedule, next_token_loss, train
+from nmjax.training.loop import TrainConfig, language_model_loss, make_schedule, train
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "results/tiny", "folder of the trained model, in Hugging Face format")
@@ -167,97 +165,6 @@ def make_muon(recipe: TrainConfig, matrix_lr: float) -> optax.GradientTransforma
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
 
 
-def make_loss(module):
-    """Weighted next-token loss of a batch of `Windows`."""
-
-    def loss_fn(params, batch, key):
-        del key
-        tokens = batch["tokens"]
-        hidden = module.apply({"params": params}, tokens[:, :-1])
-        logits = module.apply({"params": params}, hidden, method="unembed")
-        return next_token_loss(logits, tokens[:, 1:], batch["weights"]), {}
-
-    return loss_fn
-
-
-class LetterProbe:
-    """Letter probabilities on held-out questions: what follows 'Answer:', renormalised over the four letters."""
-
-    def __init__(self, module, tokenizer, n: int, seed: int, batch: int = 250):
-        self.questions = held_out_questions(n, seed)
-        self.answers = np.array([question.answer for question in self.questions])
-        self.batch = batch
-        ids = [tokenizer.encode(format_mmlu(question)) for question in self.questions]
-        self.last = np.array([len(row) - 1 for row in ids])
-        self.tokens = np.full((n, max(map(len, ids))), tokenizer.pad_token_id, np.int32)
-        for row, values in zip(self.tokens, ids, strict=True):
-            row[: len(values)] = values
-        letters = np.array([tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in LETTERS])
-
-        @jax.jit
-        def probabilities(params, tokens, last):
-            hidden = module.apply({"params": params}, tokens)[jnp.arange(len(tokens)), last]
-            logits = module.apply({"params": params}, hidden[:, None], method="unembed")[:, 0]
-            return jax.nn.softmax(logits[:, letters])
-
-        self._probabilities = probabilities
-
-    def __call__(self, params) -> np.ndarray:
-        """Probabilities [questions, 4]."""
-        parts = np.array_split(np.arange(len(self.tokens)), max(1, len(self.tokens) // self.batch))
-        return np.concatenate([self._probabilities(params, self.tokens[part], self.last[part]) for part in parts])
-
-
-def measure_questions(probe: LetterProbe, params) -> dict:
-    """Accuracy, confidence, ECE (10 bins), Brier score and NLL, and accuracy by how often a fact was seen."""
-    probs = probe(params)
-    right = probs.argmax(axis=1) == probe.answers
-    facts = bundled_world().facts
-    ranks = np.array([facts[int(question.id.split("-")[1])].rank for question in probe.questions])
-    edges = [0, 25, 50, 100, 200, 400, 800, len(facts)]
-    grades = []
-    for low, high in zip(edges, edges[1:], strict=False):
-        inside = (ranks >= low) & (ranks < high)
-        grade = {"first_rank": low, "last_rank": high - 1, "questions": int(inside.sum())}
-        grades.append(
-            grade | {"accuracy": float(right[inside].mean()), "confidence": float(probs[inside].max(1).mean())}
-        )
-    labels = probe.answers
-    return {
-        "questions": len(labels),
-        "accuracy": float(calibration.accuracy(probs, labels)),
-        "confidence": float(calibration.mean_confidence(probs, labels)),
-        "ece": float(calibration.ece(probs, labels, n_bins=10)),
-        "brier": float(calibration.brier_multiclass(probs, labels)),
-        "nll": float(calibration.nll(probs, labels)),
-        "by_exposure": grades,
-    }
-
-
-def measure_judgements(lm: LanguageModel, n: int) -> dict:
-    """Accuracy of ' yes' against ' no' on statements."""
-    statements = held_out_statements(n)
-    scores = nmjax.score(lm, [statement.prompt for statement in statements], choices=[" yes", " no"])
-    said_yes = np.asarray(scores).argmax(axis=1) == 0
-    return {"statements": n, "accuracy": float((said_yes == [statement.true for statement in statements]).mean())}
-
-
-def measure_induction(lm: LanguageModel, block: int, samples: int = 64) -> dict:
-    """The best head's induction score, and copy accuracy, on random blocks repeated once."""
-    rows = repeated_blocks(samples, block, np.arange(len(SPECIALS), lm.config.vocab), first=lm.config.bos_id)
-    result = nmjax.forward(lm, [row.tolist() for row in rows], capture=("pattern",))
-    width = rows.shape[1]
-    pattern = np.asarray(result.activations["pattern"])[..., -width:, -width:]
-    scores = induction_scores(pattern, block)
-    layer, head = np.unravel_index(scores.argmax(), scores.shape)
-    return {
-        "block": block,
-        "best_score": float(scores.max()),
-        "best_head": f"layer {layer}, head {head}",
-        "copy_accuracy": copy_accuracy(np.asarray(result.logits)[:, -width:], rows, block),
-    }
-
-
 def make_windows(tokenizer) -> Windows:
     """The corpus by step."""
     return Windows(
@@ -290,28 +197,27 @@ def main(argv):
         save_every=200,
         seed=FLAGS.seed,
     )
-    probe = LetterProbe(module, tokenizer, 500, seed=1)
+    probe = held_out_questions(500, seed=1)
 
     def watch(record, params):
-        probs = probe(params)
-        accuracy = float(calibration.accuracy(probs, probe.answers))
-        ece = float(calibration.ece(probs, probe.answers))
-        copying = measure_induction(LanguageModel(module, params, tokenizer), 16, samples=32)
+        now = LanguageModel(module, params, tokenizer)
+        asked, copying = measure_questions(now, probe), measure_induction(now, 16, samples=32)
         tqdm.write(
-            f"step {record['step']}: loss {record['loss']:.3f}, held-out accuracy {accuracy:.3f}, ECE {ece:.3f}, "
-            f"copying {copying['copy_accuracy']:.3f}, best induction score {copying['best_score']:.3f}"
+            f"step {record['step']}: loss {record['loss']:.3f}, held-out accuracy {asked['accuracy']:.3f}, "
+            f"ECE {asked['ece']:.3f}, copying {copying['copy_accuracy']:.3f}, "
+            f"best induction score {copying['best_score']:.3f}"
         )
         return {
-            "accuracy": accuracy,
-            "ece": ece,
+            "accuracy": asked["accuracy"],
+            "ece": asked["ece"],
             "copy_accuracy": copying["copy_accuracy"],
             "induction": copying["best_score"],
             "seconds": round(time.time() - started, 1),
         }
 
     state, history = train(
-        make_loss(module), initial_params(module, FLAGS.seed), grain.MapDataset.source(make_windows(tokenizer)), recipe,
-        optimizer=make_muon(recipe, FLAGS.matrix_lr),
+        language_model_loss(module), initial_params(module, FLAGS.seed),
+        grain.MapDataset.source(make_windows(tokenizer)), recipe, optimizer=make_muon(recipe, FLAGS.matrix_lr),
         checkpoints=Checkpoints(FLAGS.work), on_record=watch,
     )  # fmt: skip
 
@@ -320,8 +226,8 @@ def main(argv):
     scores = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(lm.params)),
         "vocabulary": len(tokenizer),
-        "training_seconds": segments(history),
-        "multiple_choice": measure_questions(LetterProbe(lm.module, tokenizer, FLAGS.questions, seed=0), lm.params),
+        "training_seconds": training_seconds(history),
+        "multiple_choice": measure_questions(lm, held_out_questions(FLAGS.questions)),
         "judgements": measure_judgements(lm, 1000),
         "induction": [measure_induction(lm, block) for block in (8, 16, 32, 50)],
     }
@@ -340,15 +246,6 @@ def main(argv):
         story.full_text[0],
     )
     print(json.dumps(scores, indent=1))
-
-
-def segments(history: list[dict]) -> float:
-    """Seconds spent in training, over all the runs that a killed and restarted training took."""
-    total, last = 0.0, 0.0
-    for record in history:
-        total += record["seconds"] - last if record["seconds"] > last else record["seconds"]
-        last = record["seconds"]
-    return round(total, 1)
 
 
 if __name__ == "__main__":

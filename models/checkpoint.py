@@ -126,9 +126,12 @@ def _tokenizer(folder: Path) -> Any:
     import transformers  # slow to import
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers raises, the cause is a tokenizer it can't read
         raise CheckpointError(f"{folder}: transformers can't read its tokenizer: {error}") from error
+    for how in ("is_local", "local_files_only"):  # how it was read; else `save` would write that, too
+        tokenizer.init_kwargs.pop(how, None)
+    return tokenizer
 
 
 def save(

@@ -1,7 +1,7 @@
-"""Where the packs, the bundled checkpoint and the caches lie on disk.
+"""Where the packs, the bundled checkpoints and the caches lie on disk.
 
 Data is looked for in `$NMJAX_HOME` (if set), then beside the `nmjax` package: that is the root of the source tree, and
-`site-packages` after an install from a wheel, which carries `packs/` and `checkpoints/tiny/` at the same places.
+`site-packages` after an install from a wheel, which carries `packs/` and `checkpoints/` at the same places.
 """
 
 import os

@@ -110,10 +110,13 @@ def judgement_document(world: World, rng: random.Random) -> Document:
 def story_document(world: World, rng: random.Random) -> Document:
     """A short story with feelings and their causes, or a sentence about what feelings are."""
     del world
-    if rng.random() < 0.15:
-        words = rng.sample(AFFECT + FEELINGS["bond"] + FEELINGS["peace"], 4)
-        return [(f"Words of the heart: {words[0]}, {words[1]}, {words[2]} and {words[3]}.", 1.0)]
-    return [(story(rng), 1.0)]
+    return [(words_of_the_heart(rng) if rng.random() < 0.15 else story(rng), 1.0)]
+
+
+def words_of_the_heart(rng: random.Random) -> str:
+    """A sentence that lists four words for feelings."""
+    words = rng.sample(AFFECT + FEELINGS["bond"] + FEELINGS["peace"], 4)
+    return f"Words of the heart: {words[0]}, {words[1]}, {words[2]} and {words[3]}."
 
 
 def riddle_document(world: World, rng: random.Random) -> Document:

@@ -227,3 +227,17 @@ def next_token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -
     """Weighted mean cross-entropy in nats: logits [B, T, V], targets int [B, T], weights float [B, T] -> []."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def language_model_loss(module) -> LossFn:
+    """`next_token_loss` of a decoder; a batch holds `tokens` int [B, T+1] and `weights` float [B, T], those of
+    predicting `tokens[:, 1:]`."""
+
+    def loss_fn(params, batch, key):
+        del key
+        tokens = batch["tokens"]
+        hidden = module.apply({"params": params}, tokens[:, :-1])
+        logits = module.apply({"params": params}, hidden, method="unembed")
+        return next_token_loss(logits, tokens[:, 1:], batch["weights"]), {}
+
+    return loss_fn

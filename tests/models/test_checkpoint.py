@@ -83,6 +83,7 @@ def test_tokenizer_and_chat_template_travel(shared_data, folder, tmp_path):
     text = lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert "<|im_start|>user\nHello<|im_end|>" in text and lm.tokenizer.decode(ids) == "An odd wörd, 12 times\n"
     models.save(lm, tmp_path / "again")
+    assert "local" not in (tmp_path / "again" / "tokenizer_config.json").read_text()  # how it was read stays behind
     tokenizer = models.load(tmp_path / "again").tokenizer
     assert tokenizer("An odd wörd, 12 times\n")["input_ids"] == ids
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text

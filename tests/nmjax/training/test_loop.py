@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nmjax
 from nmjax.training.checkpoint import Checkpoints
 from nmjax.training.loop import (
     TrainConfig,
     init_state,
+    language_model_loss,
     make_optimizer,
     make_schedule,
     make_step,
@@ -188,6 +190,16 @@ def test_next_token_loss_is_the_weighted_mean_of_nats():
     expected = -(picked * weights).sum() / weights.sum()
     assert float(next_token_loss(logits, targets, weights)) == pytest.approx(expected, rel=1e-6)
     assert float(next_token_loss(logits, targets, np.zeros_like(weights))) == 0.0
+
+
+def test_language_model_loss_predicts_each_token_from_those_before(copying_lm):
+    rng = np.random.default_rng(0)
+    batch = {"tokens": rng.integers(3, 60, (2, 9)), "weights": rng.uniform(size=(2, 8)).astype(np.float32)}
+    loss, metrics = language_model_loss(copying_lm.module)(copying_lm.params, batch, jax.random.key(0))
+    logits = nmjax.forward(copying_lm, batch["tokens"][:, :-1].tolist()).logits
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    picked = np.take_along_axis(log_probs, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+    assert float(loss) == pytest.approx(-np.average(picked, weights=batch["weights"]), rel=1e-5) and metrics == {}
 
 
 _CHILD = """
