@@ -10,13 +10,13 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nmjax.data.questions import LETTERS, Question
 
 _OPTION_COLUMNS = (tuple(f"choice{k}" for k in range(4)), LETTERS)  # two customs for naming the options' columns
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
 
 
 def read_source(source: str | os.PathLike) -> tuple[list[Question], list[Question]]:
@@ -37,7 +37,7 @@ def read_source(source: str | os.PathLike) -> tuple[list[Question], list[Questio
         path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return _read_data_set(text, path, config)
-    if _HUB_ID.fullmatch(name) and path.suffix not in (".jsonl", ".csv") and not path.exists():
+    if HUB_ID.fullmatch(name) and path.suffix not in (".jsonl", ".csv") and not path.exists():
         return _read_data_set(text, name, config)
     raise ValueError(
         f"questions={text!r}; wanted 'bundled', a .jsonl or .csv file, a folder of .csv files or of a data set, or a "
@@ -87,7 +87,9 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
 
 
 def jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    """(line number, place, object) of each line that is not empty; the first line is 1."""
+    # Not `splitlines`: JSON may hold U+2028 and its like, which are no ends of lines there.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             where = f"{path}, row {number}"
             try:
@@ -104,7 +106,7 @@ def jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
 
 def _read_data_set(source: str, name: str | pathlib.Path, config: str) -> tuple[list[Question], list[Question]]:
     """Split test, and of dev, validation and val the first that is there."""
-    splits = _load(source, name, config)
+    splits = load_splits(f"questions={source!r}", name, config)
     if "test" not in splits:
         raise ValueError(f"questions={source!r} has no split 'test'; it has {sorted(splits)}")
 
@@ -118,8 +120,11 @@ def _read_data_set(source: str, name: str | pathlib.Path, config: str) -> tuple[
     return read("test"), read(dev[0]) if dev else []
 
 
-def _load(source: str, name: str | pathlib.Path, config: str) -> Any:
-    """The splits, by name, of a data set in a folder or on the hub."""
+def load_splits(asked: str, name: str | pathlib.Path, config: str) -> Any:
+    """The splits, by name, of a data set in a folder or on the hub; without `config`, of `all` or else the default.
+
+    Raises ValueError, which begins with what was `asked`, if there is no such data set or config to be had.
+    """
     import datasets  # slow to import
     import datasets.exceptions
 
@@ -143,10 +148,18 @@ def _load(source: str, name: str | pathlib.Path, config: str) -> Any:
         if isinstance(error, ConnectionError):
             reason = "the hub can't be reached, and its cache does not have it"
         elif configs := re.search(r"vailable.*?(\[.*\])", reason):
-            reason = f"it has the configs {configs[1]}, named as '{name}:config'"
+            reason = f"it has the configs {configs[1]}" + ("" if config else f", named as '{name}:config'")
         what = f"config {config!r} of a data set" if config else "a data set"
         place = "in this folder" if isinstance(name, pathlib.Path) else "on the hub, as there is no such folder here"
-        raise ValueError(f"questions={source!r}: wanted {what} {place}, but {reason}") from error
+        raise ValueError(f"{asked}: wanted {what} {place}, but {reason}") from error
+
+
+def only_split(place: str, splits: Mapping[str, Any]) -> Any:
+    """The one split of a data set, whatever its name. Raises ValueError, with the `place`, if it has several."""
+    if len(splits) != 1:
+        raise ValueError(f"{place} has the splits {sorted(splits)}; wanted a single one")
+    (rows,) = splits.values()
+    return rows
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------

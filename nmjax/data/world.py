@@ -191,11 +191,17 @@ class World:
     ) -> tuple[Fact, str]:
         """A fact drawn by exposure, and a sentence that states it (or, with `true=False`, states another value)."""
         fact = self.draw_fact(rng)
+        return fact, self.claim_about(fact, rng, forms, true)
+
+    def claim_about(
+        self, fact: Fact, rng: random.Random, forms: tuple[str, ...] = STATEMENT_FORMS, true: bool = True
+    ) -> str:
+        """A sentence in one of `forms` that states the fact, or with `true=False` another value."""
         value = fact.value
         if not true:
             value = rng.choice([other for other in self.pools[fact.relation.pool] if other != fact.value])
         words = {"r": fact.relation.name, "k": fact.relation.kind, "e": fact.entity, "v": value}
-        return fact, rng.choice(forms).format(**words)
+        return rng.choice(forms).format(**words)
 
 
 def is_reserved_form(relation: Relation, form: int) -> bool:
