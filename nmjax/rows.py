@@ -61,7 +61,12 @@ def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[li
         raise ValueError(f"{argument}={prompts!r}, wanted a list of prompts")
     if len(prompts) == 0:
         raise ValueError(f"{argument} is empty, wanted at least one prompt")
-    return [lm.encode(prompt, f"{argument}[{i}]") for i, prompt in enumerate(prompts)]
+    done: dict[int, list[int]] = {}  # the same text under many packs is encoded once
+    held = list(prompts)  # an array makes its rows anew each time, under numbers that it uses again
+    for i, prompt in enumerate(held):
+        if id(prompt) not in done:
+            done[id(prompt)] = lm.encode(prompt, f"{argument}[{i}]")
+    return [done[id(prompt)] for prompt in held]
 
 
 def prefaced(

@@ -183,7 +183,13 @@ def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tu
         )
     per_row = list(choices) if several else [choices] * len(ids)
     stems, endings = [], []
+    done: dict[tuple[int, int], int] = {}  # rows that ask the same of the same prompt, under other packs
     for i, row in enumerate(per_row):
+        earlier = done.setdefault((id(ids[i]), id(row)), i)
+        if earlier < i:
+            stems.append(stems[earlier])
+            endings.append(endings[earlier])
+            continue
         if not _is_list(row) or len(row) != len(per_row[0]):
             raise ValueError(f"choices[{i}]={row!r}, wanted a list of {len(per_row[0])} choices, as for every prompt")
         wholes = [_continue(lm, prompts[i], ids[i], choice, i) for choice in row]

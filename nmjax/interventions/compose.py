@@ -110,15 +110,19 @@ def batch(interventions: Sequence[Effect | Intervention | None], lm) -> tuple[Ef
 
 def _stacked(rows: list[list[Effect]]) -> list[Effect]:
     """The bound effects of every row in one sequence of slots that contains each row's own."""
-    keyed = {id(effects): _keyed(effects) for effects in rows}
+    # Rows often share an intervention: each distinct one is laid out and stacked once, then copied to its rows.
+    distinct = list({id(effects): effects for effects in rows}.values())
+    number = {id(effects): k for k, effects in enumerate(distinct)}
+    row_of = np.asarray([number[id(effects)] for effects in rows], np.int32)
+    keyed = [_keyed(effects) for effects in distinct]
     slots: list = []
     # Sorted, so that the same interventions in other rows are the same program.
-    for row in sorted(([key for key, _ in row] for row in keyed.values()), key=repr):
+    for row in sorted(([key for key, _ in row] for row in keyed), key=repr):
         slots = _merge(slots, row)
 
-    columns: list[list[Effect | None]] = []  # row -> its effect in each slot
-    for effects in rows:
-        rest = list(keyed[id(effects)])
+    columns: list[list[Effect | None]] = []  # distinct intervention -> its effect in each slot
+    for effects in keyed:
+        rest = list(effects)
         columns.append([rest.pop(0)[1] if rest and rest[0][0] == slot else None for slot in slots])
 
     stacked = []
@@ -126,12 +130,12 @@ def _stacked(rows: list[list[Effect]]) -> list[Effect]:
         example = next((effect for effect in column if effect is not None), None)
         if example is None:  # every row found an earlier slot of this kind
             continue
-        users = [row for row, effect in enumerate(column) if effect is not None]
-        if example.costly and 2 * len(users) <= len(column):
-            slot = example.stack([column[row] for row in users]).replace(rows=np.asarray(users, np.int32))
-        else:
-            slot = example.stack([example.neutral() if effect is None else effect for effect in column])
-        stacked.append(slot)
+        used = np.asarray([effect is not None for effect in column])[row_of]
+        users = np.flatnonzero(used)
+        few = example.costly and 2 * len(users) <= len(used)
+        slot = example.stack([example.neutral() if effect is None else effect for effect in column])
+        slot = slot.take(row_of[users] if few else row_of)
+        stacked.append(slot.replace(rows=users.astype(np.int32)) if few else slot)
     return stacked
 
 

@@ -135,6 +135,10 @@ class Effect(flax.struct.PyTreeNode, kw_only=True):
         stacked = jax.tree.map(functools.partial(_stack, cls.__name__), *apart)
         return stacked.replace(where=stack_where([row.where for row in rows]), **together)
 
+    def take(self, rows: np.ndarray) -> "Effect":
+        """This stacked effect with the given rows, in their order."""
+        return _map_fields(self, lambda leaf: leaf[rows])
+
     def act(self, site: str, x, ctx: Context):
         """`x` [B, ...] with this (bound, batched) effect applied to every row at `site`.
 
