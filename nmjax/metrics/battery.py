@@ -145,7 +145,7 @@ def _per_question(probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
 
 def _profile(probs, labels, estimates, samples, bins, band, fine_band, n_bins, level) -> dict:
     over, under = calibration.confidence_split(probs, labels, n_bins=n_bins)
-    result = {name: _number(value) for name, value in zip(NAMES, estimates, strict=True)}
+    result = {name: stats.defined(value) for name, value in zip(NAMES, estimates, strict=True)}
     result |= {
         "ece_15": float(calibration.ece(probs, labels, n_bins=15)),
         "ece_equal_mass": float(calibration.ece_equal_mass(probs, labels, n_bins=n_bins)),
@@ -165,21 +165,11 @@ def _profile(probs, labels, estimates, samples, bins, band, fine_band, n_bins, l
     return result | {
         "num_samples": len(labels),
         "interval_level": level,
-        "intervals": {n: _interval(samples[:, m], level) for m, n in enumerate(NAMES) if n not in BINNED},
+        "intervals": {n: stats.defined_interval(samples[:, m], level) for m, n in enumerate(NAMES) if n not in BINNED},
         "under_perfect_calibration": under_perfect_calibration,
         "answers_held_at": calibration.answers_held_at(probs, labels),
         "calibration_bins": {f"bin_{b}": _bin(bins, band, b) for b in range(n_bins)},
     }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _interval(samples: np.ndarray, level: float) -> list[float] | None:
-    """Percentile interval of the `samples [draws]` that are defined, None where none is."""
-    defined = samples[~np.isnan(samples)]
-    return [float(end) for end in stats.percentile_interval(defined, level)] if len(defined) else None
 
 
 def _bin(bins: calibration.ReliabilityBins, band: calibration.ConsistencyBand, b: int) -> dict:
@@ -200,11 +190,11 @@ def _differences(estimates, samples, largest_bias, k: int, baseline: int, level:
     result: dict = {}
     for m, name in enumerate(NAMES):
         difference, paired_draws = estimates[k, m] - estimates[baseline, m], samples[:, k, m] - samples[:, baseline, m]
-        interval = None if np.isnan(difference) else _interval(paired_draws, level)
+        interval = None if np.isnan(difference) else stats.defined_interval(paired_draws, level)
         if name in BINNED:
             bias = (-largest_bias[baseline, m], largest_bias[k, m])
             interval = list(stats.bounded_bias_interval(paired_draws, difference, bias, level))
-        result[name] = {"difference": _number(difference), "interval": interval}
+        result[name] = {"difference": stats.defined(difference), "interval": interval}
     return result
 
 
