@@ -69,7 +69,8 @@ class Case:
 
 def sweep(heads: Sequence[Sequence[int]], count: int) -> list[Arm]:
     """`count` doses from 0 to 1.5 of sharper induction heads and a colder sampler."""
-    parts = [nmjax.scale_qk(FACTOR, layers=[layer], heads=[head]) for layer, head in heads]
+    layers = sorted({layer for layer, _ in heads})
+    parts = [nmjax.scale_qk(FACTOR, layers=[at], heads=[head for layer, head in heads if layer == at]) for at in layers]
     base = nmjax.compose(*parts, nmjax.temperature(HEAT), name="sweep")
     doses = np.linspace(0, 1.5, count)
     return [Arm(f"{dose:.2f}", base.at(float(dose)), "sweep", float(dose), base) for dose in doses]
@@ -189,7 +190,7 @@ def main(_) -> None:
                          number(entry["sweep_is_times_as_fast"], 2), same])  # fmt: skip
     headers = ["shots", "case", "seconds", "compile s", "sweep's speed / its", "largest difference"]
     print(Table(headers, rows, f"{FLAGS.conditions} conditions x {len(questions)} questions").text())
-    if not with_torch:
+    if FLAGS.torch and not with_torch:
         print("torch is not installed, so there is no loop to compare with: make parity-setup")
     names = ("model", "questions", "max_questions", "conditions", "batch_size", "repeats")
     config = {name: FLAGS[name].value for name in names}
