@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nmjax.forward_pass import gather
 from nmjax.interventions.compose import as_rows
 from nmjax.interventions.effect import Context
-from nmjax.interventions.sites import act
+from nmjax.interventions.sites import ACTIVATIONS, act
 from nmjax.lm import LanguageModel
 from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, notes, per_row, prefaced, row_keys
 from nmjax.sampling import Sampling, choose, token_logprob
+from nmjax.signals import Monitor, Seen
 
 STOP_CHECK_EVERY = 16  # tokens between looks at the text, when there are stop strings
 
@@ -35,9 +37,12 @@ class Generation:
     tokens: list[list[int]]  # generated ids, the one that ended the row included
     logprobs: list[np.ndarray]  # float32, of those tokens at temperature 1 before the `logits` site
     sample_logprobs: list[np.ndarray]  # float32, under the distribution they were drawn from; 0 where greedy
-    finish_reason: list[str]  # "eos", "stop" or "length"
+    finish_reason: list[str]  # "eos", "stop" or "length"; "halted" by a monitor
     prompt_tokens: list[list[int]]
     notes: list[str]  # doses beyond 1, clamped values, effects and arguments that greedy decoding makes inert
+    # With a monitor, what it saw of each row: signals by name, float32 [steps], and p_yes and p_no of the first step.
+    # The token of the step at which a row was halted is not in `tokens`.
+    seen: list[dict] | None = None
 
 
 class Limits(flax.struct.PyTreeNode):
@@ -59,6 +64,7 @@ class DecodeState(flax.struct.PyTreeNode):
     k_pos: jax.Array  # int32 [B, S]
     cache: list  # per layer {"k", "v"} [B, K, S, H]
     counts: jax.Array | None  # int32 [B, V], only if an effect reads them
+    seen: Seen | None  # only with a monitor
 
 
 def generate(
@@ -79,6 +85,7 @@ def generate(
     num_return_sequences: int = 1,
     width: int | None = None,
     batch_size: int | None = None,
+    monitor: Monitor | None = None,
 ) -> Generation:
     """Continues every prompt under its own intervention.
 
@@ -94,6 +101,7 @@ def generate(
       num_return_sequences: copies of every row, next to each other.
       width: padded prompt length; None = a bucket that holds the longest. Fix it over a data set to compile once.
       batch_size: rows run together; None = as many as fit in memory.
+      monitor: watches every step and may halt rows; see `signals.make_monitor`.
     Raises:
       ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
     """
@@ -134,18 +142,21 @@ def generate(
     for rows, (take, real) in zip(batches, parts, strict=True):
         sampling = Sampling(*(rows.follow(values[take]) for values in (heat, nucleus, largest)))
         limits = Limits(rows.follow(max_new[take]), rows.follow(min_new[take]), eos)
-        produced += _run(lm, rows, sampling, limits, room, stops)[:real]
+        watch = None if monitor is None else monitor.take(rows.follow(np.asarray(take) // copies))
+        produced += _run(lm, rows, sampling, limits, room, stops, watch)[:real]
     return _collect(lm, ids, produced, notes(interventions) + _inert(interventions, heat, nucleus, largest))
 
 
-def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: tuple[str, ...]) -> list[dict]:
+def _run(
+    lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: tuple[str, ...], monitor: Monitor | None
+) -> list[dict]:
     """One batch to its end; stop strings are looked for between re-entries of the same program."""
     last = int(limits.max_new.max())
-    state = prefill(lm.module, room, lm.params, rows, sampling, limits)
+    state = prefill(lm.module, room, lm.params, rows, sampling, limits, monitor)
     ended: dict[int, tuple[int, str]] = {}  # row -> (tokens kept, text) where a stop string was found
     while True:
         until = min(int(state.step) + STOP_CHECK_EVERY, last) if stops else last
-        state = decode(lm.module, lm.params, rows, sampling, limits, until, state)
+        state = decode(lm.module, lm.params, rows, sampling, limits, until, state, monitor)
         if stops:
             tokens = np.asarray(state.tokens)
             for i in _asked_for(rows):
@@ -157,14 +168,16 @@ def _run(lm, rows: Rows, sampling: Sampling, limits: Limits, room: int, stops: t
         if bool(state.done.all()) or int(state.step) >= last:
             break
     tokens, logprobs, sampled = (np.asarray(x) for x in (state.tokens, state.logprobs, state.sample_logprobs))
+    seen = jax.tree.map(np.asarray, state.seen)
     results = []
     for i in _asked_for(rows):
-        row = tokens[i]
-        kept = ended[i][0] if i in ended else int((row >= 0).sum())
-        ids = [int(t) for t in row[:kept]]
-        reason = "stop" if i in ended else "eos" if ids[-1] in limits.eos else "length"
+        kept = ended[i][0] if i in ended else int((tokens[i] >= 0).sum())
+        ids = [int(t) for t in tokens[i, :kept]]
+        halted = seen is not None and bool(seen.halted[i]) and i not in ended
+        reason = "stop" if i in ended else "halted" if halted else "eos" if ids[-1] in limits.eos else "length"
         text = ended[i][1] if i in ended else None
-        results.append(dict(ids=ids, logprobs=logprobs[i, :kept], sampled=sampled[i, :kept], reason=reason, text=text))
+        row = dict(ids=ids, logprobs=logprobs[i, :kept], sampled=sampled[i, :kept], reason=reason, text=text)
+        results.append(row if seen is None else row | dict(seen=seen.of_row(i, kept + halted)))
     return results
 
 
@@ -174,14 +187,15 @@ def _asked_for(rows: Rows) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(module, room: int, params, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
+def prefill(
+    module, room: int, params, rows: Rows, sampling: Sampling, limits: Limits, monitor: Monitor | None = None
+) -> DecodeState:
     """Runs the prompts, fills the cache's first T slots, and writes the first new token of every row."""
     B, T = rows.tokens.shape
     dtype = jax.tree.leaves(params)[0].dtype
     ctx = rows.context()
-    hidden, cache = module.apply(
-        {"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=module.init_cache(B, T + room, dtype)
-    )
+    cache = module.init_cache(B, T + room, dtype)
+    hidden, cache, states = _pass(module, params, rows.tokens, ctx, rows.effects, cache, monitor)
     logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
     counted = any(effect.reads_counts for effect in rows.effects)
     state = DecodeState(
@@ -193,12 +207,27 @@ def prefill(module, room: int, params, rows: Rows, sampling: Sampling, limits: L
         k_pos=jnp.pad(ctx.k_pos, ((0, 0), (0, room)), constant_values=-1),
         cache=cache,
         counts=jnp.zeros(logits.shape, jnp.int32) if counted else None,
+        seen=None if monitor is None else monitor.start(B, room, hidden.shape[-1]),
     )
-    return _write(state, logits, ctx, rows, sampling, limits)
+    return _write(state, logits, states, ctx, rows, sampling, limits, monitor)
+
+
+def _pass(module, params, tokens, ctx: Context, effects, cache, monitor: Monitor | None):
+    """Hidden states [B, T, D], the new cache, and for a monitor the states [L, B, D] after each block at the end."""
+    variables = {"params": params}
+    if monitor is None:
+        return *module.apply(variables, tokens, ctx=ctx, effects=effects, cache=cache), None
+    (hidden, cache), sown = module.apply(
+        variables, tokens, ctx=ctx, effects=effects, cache=cache, mutable=[ACTIVATIONS]
+    )
+    return hidden, cache, gather(sown[ACTIVATIONS], "resid_post")[:, :, -1]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
-def decode(module, params, rows: Rows, sampling: Sampling, limits: Limits, until, state: DecodeState) -> DecodeState:
+def decode(
+    module, params, rows: Rows, sampling: Sampling, limits: Limits, until, state: DecodeState,
+    monitor: Monitor | None = None,
+) -> DecodeState:  # fmt: skip
     """Generates until every row is done or `until` tokens are written."""
     T = rows.tokens.shape[1]
 
@@ -211,14 +240,17 @@ def decode(module, params, rows: Rows, sampling: Sampling, limits: Limits, until
         position = jnp.where(state.done, -1, rows.prompt_len + state.step - 1)[:, None]
         k_pos = jax.lax.dynamic_update_slice_in_dim(state.k_pos, position, slot, axis=1)
         ctx = Context(position, k_pos, tokens, rows.prompt_len, slot, keys=rows.keys, preface=rows.preface)
-        hidden, cache = module.apply({"params": params}, tokens, ctx=ctx, effects=rows.effects, cache=state.cache)
+        hidden, cache, states = _pass(module, params, tokens, ctx, rows.effects, state.cache, monitor)
         logits = module.apply({"params": params}, hidden, method="unembed")[:, 0]
-        return _write(state.replace(cache=cache, k_pos=k_pos), logits, ctx, rows, sampling, limits)
+        return _write(state.replace(cache=cache, k_pos=k_pos), logits, states, ctx, rows, sampling, limits, monitor)
 
     return jax.lax.while_loop(more, step, state)
 
 
-def _write(state: DecodeState, logits, ctx: Context, rows: Rows, sampling: Sampling, limits: Limits) -> DecodeState:
+def _write(
+    state: DecodeState, logits, states, ctx: Context, rows: Rows, sampling: Sampling, limits: Limits,
+    monitor: Monitor | None,
+) -> DecodeState:  # fmt: skip
     """Chooses the next token of every row from logits [B, V] and writes it; rows that are done write nothing."""
     B, V = logits.shape
     ctx = ctx.replace(counts=state.counts, rivals=rows.rivals(logits))
@@ -230,22 +262,27 @@ def _write(state: DecodeState, logits, ctx: Context, rows: Rows, sampling: Sampl
     token, sample_logprob = choose(final, sampling, keys)
     token = rows.follow(token)
     logprob = token_logprob(logits, token)
+    seen, done = state.seen, state.done
+    if monitor is not None and seen is not None:
+        seen, halts = monitor.observe(seen, logits, states, token, state.step, ~done)
+        done = done | rows.follow(halts)  # before the token is accepted
 
     def put(buffer, value, blank):
-        value = jnp.where(state.done, blank, value)[:, None]
+        value = jnp.where(done, blank, value)[:, None]
         return jax.lax.dynamic_update_slice_in_dim(buffer, value, state.step, axis=1)
 
     counts = state.counts
     if counts is not None:
-        counts = counts.at[jnp.arange(B), token].add(jnp.where(state.done, 0, 1))
+        counts = counts.at[jnp.arange(B), token].add(jnp.where(done, 0, 1))
     ends = (token[:, None] == limits.eos).any(1) | (state.step + 1 >= limits.max_new)
     return state.replace(
         step=state.step + 1,
         tokens=put(state.tokens, token, -1),
         logprobs=put(state.logprobs, logprob, 0.0),
         sample_logprobs=put(state.sample_logprobs, sample_logprob, 0.0),
-        done=state.done | ends,
+        done=done | ends,
         counts=counts,
+        seen=seen,
     )
 
 
@@ -353,4 +390,5 @@ def _collect(lm: LanguageModel, ids: list[list[int]], produced: list[dict], rema
         finish_reason=[row["reason"] for row in produced],
         prompt_tokens=ids,
         notes=remarks,
+        seen=[row["seen"] for row in produced] if produced and "seen" in produced[0] else None,
     )

@@ -182,7 +182,8 @@ def _split_all(lm, prompts, ids, choices) -> tuple[list[list[int]], list[list[tu
             f"choices has {len(choices)} lists, wanted one list of choices, or one list for each of {len(ids)} prompts"
         )
     per_row = list(choices) if several else [choices] * len(ids)
-    stems, endings = [], []
+    stems: list[list[int]] = []
+    endings: list[list[tuple[int, ...]]] = []
     done: dict[tuple[int, int], int] = {}  # rows that ask the same of the same prompt, under other packs
     for i, row in enumerate(per_row):
         earlier = done.setdefault((id(ids[i]), id(row)), i)
