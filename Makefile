@@ -10,7 +10,7 @@ CHECK_PYTHON := import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.
 .PHONY: demo test test-slow parity parity-setup lint typecheck benchmark lock clean setup
 
 demo: $(SETUP)
-	$(PY) -m experiments.calibration_under_influence --packs=none,cocaine_10,cocaine_50,cocaine_100
+	$(PY) -m experiments.calibration_under_influence --max_questions=1000
 
 # Most of it is compilation, which a few processes share through a cache on disk.
 test: $(SETUP)
@@ -33,6 +33,7 @@ typecheck: $(SETUP)
 
 benchmark: $(SETUP)
 	$(PY) -m experiments.benchmark
+	$(PY) -m experiments.benchmark_calibration
 
 setup: $(SETUP)
 

@@ -378,3 +378,21 @@ def test_sigkill_and_restart_give_the_unbroken_result(model_folder, tmp_path):
     drop = {"command": None}
     first, second = (without_times(results.load_json(path)) for path in (resumed, unbroken))
     assert {**first, "identity": first["identity"] | drop} == {**second, "identity": second["identity"] | drop}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["stories260K-hf", "checkpoints/tiny"])
+def test_all_of_mmlus_subjects(shared_data, tmp_path, model):
+    """Two questions of each; long ones are left out, and no subject is lost."""
+    settings = Settings(
+        model=str(shared_data / model) if model == "stories260K-hf" else model, compare_model="none", max_questions=114,
+        questions=str(shared_data / "mmlu"), ood_per_category=2, ood_tokens=16, gradient_questions=8,
+        bootstrap_draws=200, output_dir=str(tmp_path),
+    )  # fmt: skip
+    result, _ = run(settings)
+    assert len(result["questions_by_subject"]) == 57 and set(result["questions_by_subject"].values()) == {2}
+    assert [entry["pack_name"] for entry in result["results"]] == ["none", "cocaine_10", "cocaine_50", "cocaine_100"]
+    left_out = sum(result["left_out_as_too_long"]["questions_by_subject"].values())
+    assert left_out == (2102 if model == "stories260K-hf" else 865)
+    moved = [entry["calibration"]["entropy"] for entry in result["results"]]
+    assert moved[3] < moved[0] - 0.1
