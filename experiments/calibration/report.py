@@ -425,8 +425,8 @@ READING = (
     "A verdict is 'supported' or 'contradicted' only where 95% intervals (for equality, 90%) leave out the other. A "
     "claim of several parts is supported where all are, and contradicted by one that is the opposite: of m parts, one "
     "errs by chance in up to 2.5% m of studies. Where no question differs, the interval for equality is as wide as "
-    "what N questions may have missed, 3 / N. A rise of NLL beyond the best dose counts where Brier's score, which no floor "
-    "decides, rises, too.",
+    "what N questions may have missed, 3 / N. A rise of NLL beyond the best dose counts where Brier's score, which "
+    "no floor decides, rises, too.",
     "Texts are compared on the same prompts with the same random numbers. At equal length, every arm's response "
     "is cut to the shortest one, as longer texts repeat themselves more. A rate that is 0 everywhere has an interval "
     "without width; with n responses it may still be 3.7 / n.",
