@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from nmjax.metrics import battery, paired, stats, texts, trend
 from nmjax.metrics.smooth import soft_ece
 
 BANDWIDTH = 0.05  # of the smooth ECE that is differentiated by dose
+ROUNDING = 1e-6  # of probabilities in float32: a change below it is none
 EQUIVALENCE = ("accuracy", "confidence", "overconfidence", "brier_score", "entropy", "ece")
 """The profile by which a base model under a stimulant is compared with an instruction-tuned one."""
 
@@ -54,9 +56,9 @@ class Findings:
     after: battery.Battery
     before: battery.Battery
     mass: list[dict]
-    trends: list[dict]  # {"model", "series", "doses", "metrics": {metric: ...}, "best": {...}}
+    trends: list[dict]  # {"model", "series", "doses", "metrics": {metric: ...}, "steps", "best": {...}, ...}
     derivatives: list[dict]  # {"model", "series", "dose", "nll", "soft_ece", ...}
-    writing: list[dict]  # {"condition", "measures", "against_sober"}
+    writing: list[dict]  # {"model", "arm", "measures", "against_sober", "against_psychedelic", ...}
     comparison: list[dict]  # the first model's arms against the second's `none`
 
     @property
@@ -71,9 +73,9 @@ class Findings:
         """A condition's calibration after all effects."""
         return self.after.profiles[self.labels.index(label)]
 
-    def equality(self, metric: str, label: str, margin: float) -> dict:
-        """Whether a condition's metric is that of the baseline, within a margin."""
-        return equality(self.after, metric, self.labels.index(label), self.baseline, margin)
+    def equality(self, metric: str, label: str, other: str, margin: float) -> dict:
+        """Whether a condition's metric is that of another one, within a margin."""
+        return equality(self.after, metric, self.labels.index(label), self.labels.index(other), margin)
 
 
 def analyse(study: Study, asked: list[list[dict]], slopes: list[list[dict]], written: list[list[dict]]) -> Findings:
@@ -98,7 +100,7 @@ def analyse(study: Study, asked: list[list[dict]], slopes: list[list[dict]], wri
         after=after,
         before=before,
         mass=[letter_mass(answers, k, draws, seed, strata) for k in range(len(conditions))],
-        trends=[found for m in range(len(study.names)) for found in dose_response(study, conditions, m, after)],
+        trends=[found for m in range(len(study.names)) for found in dose_response(study, conditions, m, after, before)],
         derivatives=[found for m, rows in enumerate(slopes) for found in derivatives(study, m, rows)],
         writing=[found for m, rows in enumerate(written) for found in writing(study, m, rows)],
         comparison=compare_models(study, conditions, answers, after) if len(study.names) > 1 else [],
@@ -137,8 +139,18 @@ def letter_mass(answers: Answers, k: int, draws: int, seed: int, strata: Sequenc
 # --- Dose and response ------------------------------------------------------------------------------------------------
 
 
-def dose_response(study: Study, conditions: Sequence[Condition], model: int, measured: battery.Battery) -> list[dict]:
-    """For every series of a model with two doses or more, 0 included: trends, and the doses that are best."""
+STEPPED = ("confidence", "ece")  # said to rise with every step of the dose
+UNSAMPLED = ("confidence", "entropy")  # what a colder sampler alone moves: their trends before it, too
+
+
+def dose_response(
+    study: Study, conditions: Sequence[Condition], model: int, measured: battery.Battery, before: battery.Battery
+) -> list[dict]:
+    """For every series of a model with two doses or more, 0 included: trends, steps, and the doses that are best.
+
+    "steps" holds for each of `STEPPED` the differences of neighbouring doses, the larger less the smaller. "best" has
+    Brier's score beside NLL: bounded, so what truncation cuts to almost 0 does not decide it.
+    """
     draws, seed = study.settings.bootstrap_draws, study.settings.seed
     strata = [q.subject for q in study.questions]
     found = []
@@ -154,9 +166,13 @@ def dose_response(study: Study, conditions: Sequence[Condition], model: int, mea
         metrics = {name: trend.trend(doses, x, draws, seed, strata) for name, x in values.items()}
         estimates, samples, bias = measured.of("ece")
         metrics["ece"] = trend.trend_of_samples(doses, estimates[at], samples[:, at], bias[at])
+        unsampled = {name: trend.trend(doses, before.questions[name][at], draws, seed, strata) for name in UNSAMPLED}
+        steps = {
+            name: [difference(measured, name, k, smaller) for smaller, k in itertools.pairwise(at)] for name in STEPPED
+        }
         best = {
-            "accuracy": trend.peak(doses, values["accuracy"], draws, seed, strata, largest=True),
-            "nll": trend.peak(doses, values["nll"], draws, seed, strata, largest=False),
+            name: trend.peak(doses, values[name], draws, seed, strata, largest=name == "accuracy")
+            for name in ("accuracy", "nll", "brier_multiclass")
         }
         found.append({
             "model": study.names[model],
@@ -164,13 +180,16 @@ def dose_response(study: Study, conditions: Sequence[Condition], model: int, mea
             "doses": doses.tolist(),
             "conditions": [conditions[k].label for k in at],
             "metrics": metrics,
+            "metrics_before_sampler": unsampled,
+            "steps": steps,
             "best": best,
         })  # fmt: skip
     return found
 
 
 def derivatives(study: Study, model: int, rows: list[dict]) -> list[dict]:
-    """d/d dose of mean NLL and of smooth ECE at every dose of every series, with intervals for NLL's.
+    """d/d dose of mean NLL and of smooth ECE at every dose of every series; NLL's with an interval, if there are two
+    questions or more.
 
     From the derivatives of the letters' log-probabilities (after all effects but truncation) by the chain rule.
     """
@@ -197,14 +216,17 @@ def derivatives(study: Study, model: int, rows: list[dict]) -> list[dict]:
         ece, ece_slope = jax.jvp(
             smooth, (jnp.asarray(confidence, jnp.float32),), (jnp.asarray(confidence_slope, jnp.float32),)
         )
-        low, high = stats.mean_interval(nll_slopes, study.settings.bootstrap_draws, study.settings.seed, strata)
+        interval = None
+        if len(rows) > 1:
+            draws, seed = study.settings.bootstrap_draws, study.settings.seed
+            interval = [float(end) for end in stats.mean_interval(nll_slopes, draws, seed, strata)]
         found.append({
             "model": study.names[model],
             "series": series,
             "dose": dose,
             "questions": len(rows),
             "nll": {"value": -logs[np.arange(len(labels)), labels].mean(), "derivative": nll_slopes.mean(),
-                    "interval": [float(low), float(high)]},
+                    "interval": interval},
             "soft_ece": {"value": float(ece), "derivative": float(ece_slope), "bandwidth": BANDWIDTH},
         })  # fmt: skip
     return found
@@ -318,13 +340,33 @@ def compare_models(
     return found
 
 
-def equality(measured: battery.Battery, name: str, k: int, other: int, margin: float) -> dict:
-    """Condition `k` less another one: the difference, its 95% interval, and whether it is smaller than the margin."""
+def change(measured: battery.Battery, name: str, k: int, other: int) -> tuple[np.ndarray, float, tuple[float, float]]:
+    """Condition `k` less another one: bootstrap draws [R], the difference, and what may be its bias."""
     estimates, samples, bias = measured.of(name)
-    difference, draws = float(estimates[k] - estimates[other]), samples[:, k] - samples[:, other]
     bounds = (-float(bias[other]), float(bias[k]))
+    return samples[:, k] - samples[:, other], float(estimates[k] - estimates[other]), bounds
+
+
+def difference(measured: battery.Battery, name: str, k: int, other: int) -> dict:
+    """Condition `k` less another one, with its 95% interval."""
+    draws, estimate, bounds = change(measured, name, k, other)
+    return {"difference": estimate, "interval": list(stats.bounded_bias_interval(draws, estimate, bounds))}
+
+
+def equality(measured: battery.Battery, name: str, k: int, other: int, margin: float) -> dict:
+    """Condition `k` less another one: the difference, its 95% interval, and whether it is smaller than the margin.
+
+    Where none of the N questions differs, the bootstrap has no width and knows nothing of those that were not asked:
+    up to 1 - 0.05^(1/N) of them may differ, by the whole range (the binomial's one-sided bound of 95%, about 3 / N).
+    """
+    draws, estimate, bounds = change(measured, name, k, other)
+    unit = np.log(4) if name == "entropy" else 1.0
+    values = measured.questions.get(name)
+    if values is not None and np.allclose(values[k], values[other], rtol=0, atol=ROUNDING):
+        unseen = float(unit * (1 - 0.05 ** (1 / values.shape[1])))
+        bounds = (-unseen, unseen)
     return {
-        "difference": difference,
-        "interval": list(stats.bounded_bias_interval(draws, difference, bounds)),
-        **paired.equivalent(draws, margin * (np.log(4) if name == "entropy" else 1), difference, bounds),
+        "difference": estimate,
+        "interval": list(stats.bounded_bias_interval(draws, estimate, bounds)),
+        **paired.equivalent(draws, float(margin * unit), estimate, bounds),
     }

@@ -15,6 +15,8 @@ from nmjax.interventions.effect import Effect
 from nmjax.interventions.sampler import Temperature
 from nmjax.interventions.steering import Steer
 from nmjax.interventions.where import chosen_heads
+from nmjax.packs import pack_path, read_spec
+from nmjax.steering.vectors import placebo
 
 NONE = "none"
 PARTS: dict[str, tuple[type[Effect], ...]] = {"temperature": (Temperature,), "qk": (ScaleQK,), "steering": (Steer,)}
@@ -55,20 +57,22 @@ def from_packs(packs: Sequence[str], intensities: Sequence[str] | None) -> list[
         label = pack.name if intensity == 1 else f"{pack.name}@{intensity:g}"
         if label in [arm.label for arm in arms]:
             raise ValueError(f"--packs holds {label} twice")
-        base, share = _series(pack)
+        base, share = _series(name, pack)
         arms.append(Arm(label, pack.at(intensity), base.name, share * intensity, base, intensity))
     return arms
 
 
-def _series(pack: nmjax.Intervention) -> tuple[nmjax.Intervention, float]:
-    """The pack `cocaine` and 0.5 for `cocaine_50`, if there is such a pack with the same effects; else itself and 1."""
+def _series(name: str, pack: nmjax.Intervention) -> tuple[nmjax.Intervention, float]:
+    """The pack `cocaine` and 0.5 for `cocaine_50`, if that has half of every weight; any other pack itself and 1."""
     if pack.name == NONE:
         return pack, 0.0
     named = re.fullmatch(r"(.+)_(\d+)", pack.name)
     if named and named[1] in nmjax.list_packs():
-        base = nmjax.load_pack(named[1])
-        if list(map(type, base.effects)) == list(map(type, pack.effects)):
-            return base, int(named[2]) / 100
+        share = int(named[2]) / 100
+        effects, whole = (read_spec(pack_path(given))["effects"] for given in (name, named[1]))
+        weights, others = ([effect.pop("weight") for effect in given] for given in (effects, whole))
+        if effects == whole and np.allclose(weights, np.multiply(others, share)):
+            return nmjax.load_pack(named[1]), share
     return pack, 1.0
 
 
@@ -83,7 +87,7 @@ def from_causes(causes: Sequence[str], of: str, doses: Sequence[str]) -> list[Ar
     if not causes or len(set(causes)) < len(causes) or not set(causes) <= set(CAUSES):
         raise ValueError(f"--arms={','.join(causes)}; wanted some of {', '.join(CAUSES)}, each once")
     values = [_number("--doses", dose) for dose in doses]
-    if len(set(values)) < len(values) or not any(value > 0 for value in values) or min(values) < 0:
+    if len(set(values)) < len(values) or not any(values):
         raise ValueError(f"--doses={','.join(doses)}; wanted distinct numbers >= 0, at least one of them above 0")
     sober = nmjax.load_pack(NONE)
     arms = [Arm(NONE, sober, NONE, 0.0, sober)]
@@ -114,21 +118,31 @@ def _kinds(pack: nmjax.Intervention) -> str:
 
 
 def matched_placebo(pack: nmjax.Intervention, lm: nmjax.LanguageModel, seed: int) -> nmjax.Intervention:
-    """The pack with its aim taken away and its force kept: every steered direction becomes an orthogonal one, pushed as
-    hard; the scaled heads become as many other ones, drawn from the whole model. The rest, the sampler's part, stays.
+    """The pack with its aim taken away and its force kept: every steered direction becomes one that is orthogonal to
+    all of the pack's, pushed as hard; the scaled heads become as many other ones, drawn from the whole model. The rest,
+    the sampler's part, stays.
+
+    Raises ValueError if the model has not as many other heads.
     """
     rng = np.random.default_rng(seed)
-    return pack.replace(effects=tuple(_aimless(effect, lm, rng) for effect in pack.effects))
+    steered = [name for effect in pack.effects if isinstance(effect, Steer) and effect.source
+               for name in effect.source.names]  # fmt: skip
+    return pack.replace(effects=tuple(_aimless(effect, lm, steered, rng) for effect in pack.effects))
 
 
-def _aimless(effect: Effect, lm: nmjax.LanguageModel, rng: np.random.Generator) -> Effect:
-    if isinstance(effect, Steer) and effect.source is not None:
-        source = dataclasses.replace(effect.source, placebo="orthogonal", seed=int(rng.integers(2**31)))
-        return effect.replace(source=source)
+def _aimless(effect: Effect, lm: nmjax.LanguageModel, steered: Sequence[str], rng: np.random.Generator) -> Effect:
+    if isinstance(effect, Steer):
+        seed = int(rng.integers(2**31))
+        if effect.source is None:
+            return effect.replace(vectors=placebo(effect.vectors, "orthogonal", seed))
+        names = tuple(dict.fromkeys([*effect.source.names, *steered]))  # the first one sets the norm
+        return effect.replace(source=dataclasses.replace(effect.source, names=names, placebo="orthogonal", seed=seed))
     if isinstance(effect, ScaleQK):
         aimed = chosen_heads(lm, effect.layers, effect.heads, effect.on_empty)
-        others = np.flatnonzero(aimed.ravel() == 0)
-        drawn = rng.choice(others, min(int(aimed.sum()), len(others)), replace=False)
+        count, others = int(aimed.sum()), np.flatnonzero(aimed.ravel() == 0)
+        if count > len(others):
+            raise ValueError(f"--arms=placebo: the pack scales {count} of {aimed.size} heads; wanted as many others")
+        drawn = rng.choice(others, count, replace=False)
         heads = np.zeros_like(aimed)
         heads.flat[drawn] = 1
         return effect.replace(gain=effect.gain * heads, loss=effect.loss * heads, layers="all", heads=None)
@@ -140,6 +154,6 @@ def _number(flag: str, text: str, of: str = "") -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{flag}: {text!r}{of}; wanted a finite number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{flag}: {text!r}{of}; wanted a finite number >= 0")
     return value

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.calibration.analysis import Findings
 from experiments.calibration.arms import NONE
 from experiments.calibration.predictions import verdicts
-from experiments.calibration.study import Study
+from experiments.calibration.study import Study, main_series
 from nmjax.metrics import ranking, stats
 from nmjax.report import calibration as tables
 from nmjax.report import page
@@ -54,6 +54,14 @@ class Report:
     @property
     def verdicts(self) -> Verdicts:
         return Verdicts(verdicts(self.study, self.findings))
+
+    @property
+    def top(self) -> int:
+        """The first model's condition at the largest dose of the main series; the baseline where there is no dose."""
+        f = self.findings
+        series = main_series(self.study.examinees[0].arms)
+        dosed = [k for k, c in enumerate(f.conditions) if c.model == 0 and c.arm.series == series]
+        return max(dosed, key=lambda k: f.conditions[k].arm.dose, default=f.baseline)
 
     def headline(self) -> str:
         """The summary that fits a terminal."""
@@ -98,7 +106,12 @@ class Report:
         if f.derivatives:
             found["Derivatives by dose"] = [self._derivatives()]
         if f.writing:
-            found["Off the training distribution"] = [self._writing(), self._matched(), self._writing_differences()]
+            found["Off the training distribution"] = [
+                self._writing(),
+                self._matched(),
+                self._writing_differences(matched=False),
+                self._writing_differences(matched=True),
+            ]
         if f.comparison:
             found["Base against instruct"] = [self._comparison(), self._distances()]
         found["Probability of the letters"] = [self._mass()]
@@ -114,19 +127,21 @@ class Report:
                     p_value = p_text(found["p_value"]) if "p_value" in found else "-"
                     slope = with_interval(found["slope"], found["interval"], sign=True)
                     rows.append([f"{self._named(trend)}: {NAMES[name]}", slope, p_value, found.get("monotone", "-")])
+            for name, found in trend["metrics_before_sampler"].items():
+                slope = with_interval(found["slope"], found["interval"], sign=True)
+                what = f"{self._named(trend)}: {NAMES[name]}, before the sampler"
+                rows.append([what, slope, p_text(found["p_value"]), found["monotone"]])
         caption = "Slope per unit of dose [95% interval], p of no trend by sign flips over questions, how the means go"
         return Table(["series", "slope", "p", "means"], rows, caption)
 
     def _best(self) -> Table:
         rows = []
         for trend in self.findings.trends:
-            cells = []
-            for name in ("accuracy", "nll"):
-                best = trend["best"][name]
+            for name, best in trend["best"].items():
                 low, high = best["dose_interval"]
-                cells += [f"{best['dose']:g} [{low:g}, {high:g}]", _change(best)]
-            rows.append([self._named(trend), *cells])
-        headers = ["series", "best dose, accuracy", "change beyond", "best dose, NLL", "change beyond"]
+                row = [f"{self._named(trend)}: {NAMES[name]}", f"{best['dose']:g} [{low:g}, {high:g}]", _change(best)]
+                rows.append(row)
+        headers = ["series", "best dose", "change beyond"]
         caption = (
             "Where performance is best [doses that are best in 2.5% of the draws or more], and how much it differs at "
             "the largest dose [interval that allows for the choice of the best]"
@@ -168,14 +183,18 @@ class Report:
         caption = "The same at equal length: every arm's response cut to the shortest one to its prompt and seed"
         return Table(["arm", *(WRITING[name] for name in names)], rows, caption)
 
-    def _writing_differences(self) -> Table:
+    def _writing_differences(self, matched: bool) -> Table:
+        names = [name for name in COMPARED if not (matched and name == "avg_response_length")]
         rows = []
         for entry in self.findings.writing:
             if "against_sober" in entry:
-                cells = [_change(entry["against_sober"][name], star=True) for name in COMPARED]
-                rows.append([self._written(entry), *cells])
-        caption = f"Difference from {NONE} of the same model, paired over prompts [95% interval; * leaves out 0]"
-        return Table(["arm", *(WRITING[name] for name in COMPARED)], rows, caption)
+                found = entry["against_sober"]["length_matched"] if matched else entry["against_sober"]
+                rows.append([self._written(entry), *(_change(found[name], star=True) for name in names)])
+        caption = (
+            f"Difference from {NONE} of the same model{', at equal length' if matched else ''}, paired over prompts "
+            "[95% interval; * leaves out 0]"
+        )
+        return Table(["arm", *(WRITING[name] for name in names)], rows, caption)
 
     def _comparison(self) -> Table:
         rows = []
@@ -248,12 +267,13 @@ class Report:
                 "Dose and response",
                 self._dose_png(),
                 "Means with 95% intervals over questions; ECE is the plug-in value, which is above 0 even for a "
-                "calibrated model.",
+                f"calibrated model.{_shown(MOST_CURVES, len(f.trends), 'series')}",
             )
         found["risk_coverage"] = (
             "Risk and coverage",
             self._risk_png(),
-            "Share of wrong answers among the most confident ones: where confidence is useful, it falls to the left.",
+            "Share of wrong answers among the most confident ones: where confidence is useful, it falls to the left."
+            + _shown(len(self._risk_conditions()), len(f.labels), "arms"),
         )
         if f.writing:
             found["ood"] = (
@@ -289,21 +309,27 @@ class Report:
             panels.append(DosePanel(NAMES[name], curves))
         return dose_response_figure(panels)
 
+    def _risk_conditions(self) -> list[int]:
+        """The baseline, the largest dose, the second model's `none`; then the first model's arms by falling dose."""
+        conditions = self.findings.conditions
+        first = {self.findings.baseline, self.top}
+        first |= {k for k, c in enumerate(conditions) if c.model == 1 and c.arm.label == NONE}
+        others = [k for k, c in enumerate(conditions) if c.model == 0 and k not in first]
+        others.sort(key=lambda k: -conditions[k].arm.dose)
+        return sorted([*first, *others[: MOST_CURVES - len(first)]])
+
     def _risk_png(self) -> bytes:
         f = self.findings
-        first = [k for k, c in enumerate(f.conditions) if c.model == 0]
-        chosen = first if len(first) <= MOST_CURVES - 1 else [first[0], *first[-MOST_CURVES + 2 :]]
-        chosen += [k for k, c in enumerate(f.conditions) if c.model == 1 and c.arm.label == NONE]
         curves, bands = {}, {}
-        for k in chosen:
+        for k in self._risk_conditions():
             coverage, risk = ranking.risk_coverage(f.answers.probs[k], f.answers.labels)
             start = max(1, len(coverage) // 20)  # the error among a handful says nothing
             counts = np.arange(1, len(coverage) + 1)
             low, high = stats.wilson_interval(risk * counts, counts)
             curves[f.labels[k]] = (coverage[start:], risk[start:])
-            if k in (chosen[0], first[-1]):
+            if k in (f.baseline, self.top):
                 bands[f.labels[k]] = (low[start:], high[start:])
-        return risk_coverage_figure(curves, bands, f.labels[chosen[0]])
+        return risk_coverage_figure(curves, bands, f.baseline_label)
 
     def _ood_png(self) -> bytes:
         names = [name for name in WRITING if name != "diversity_ratio"]
@@ -343,9 +369,8 @@ class Report:
 
     def _cards(self) -> page.Cards:
         f = self.findings
-        arms = [k for k, c in enumerate(f.conditions) if c.model == 0]
-        first, last = f.after.profiles[f.baseline], f.after.profiles[arms[-1]]
-        span = f"{f.baseline_label} \u2192 {f.labels[arms[-1]]}"
+        first, last = f.after.profiles[f.baseline], f.after.profiles[self.top]
+        span = f"{f.baseline_label} \u2192 {f.labels[self.top]}"
 
         def change(key: str) -> str:
             return f"{number(first[key])} \u2192 {number(last[key])}"
@@ -358,6 +383,11 @@ class Report:
             ("Mean confidence", change("confidence"), span),
             ("ECE", change("ece"), f"{span}; p {p_value} against perfect calibration"),
         ])  # fmt: skip
+
+
+def _shown(shown: int, total: int, what: str) -> str:
+    """What a caption adds where a figure has no room for all."""
+    return f" Shown: {shown} of {total} {what}." if shown < total else ""
 
 
 def _interval(measures: Mapping[str, Any], name: str) -> list[float] | None:
@@ -392,8 +422,12 @@ READING = (
     "resample. Intervals of differences of ECE and MCE allow for the unknown bias of both sides and are wide. The p "
     "values of tests are McNemar's for accuracy and of sign flips for the rest; 'adjusted' ones control the share of "
     "false discoveries over all tests of the table (Benjamini and Hochberg). Intervals are not adjusted.",
-    "A verdict is 'supported' or 'contradicted' only where 95% intervals (for equality, 90%) leave out the other.",
-    "Texts are compared on the same prompts with the same random numbers. Diversity at equal length cuts every arm's "
-    "response to the shortest one, as longer texts repeat themselves more. A rate that is 0 everywhere has an interval "
+    "A verdict is 'supported' or 'contradicted' only where 95% intervals (for equality, 90%) leave out the other. A "
+    "claim of several parts is supported where all are, and contradicted by one that is the opposite: of m parts, one "
+    "errs by chance in up to 2.5% m of studies. Where no question differs, the interval for equality is as wide as "
+    "what N questions may have missed, 3 / N. A rise of NLL beyond the best dose counts where Brier's score, which "
+    "no floor decides, rises, too.",
+    "Texts are compared on the same prompts with the same random numbers. At equal length, every arm's response "
+    "is cut to the shortest one, as longer texts repeat themselves more. A rate that is 0 everywhere has an interval "
     "without width; with n responses it may still be 3.7 / n.",
 )

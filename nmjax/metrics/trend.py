@@ -32,7 +32,7 @@ def trend(
     Raises ValueError for fewer than 2 doses, equal ones, or values of another shape.
     """
     x, y = _curve(doses, values)
-    slopes = _slope_weights(x) @ y  # [N]
+    slopes = _slope_weights(x) @ (y - y[0])  # [N]; less one dose, so that what none changes is 0 and not rounding
     low, high = stats.mean_interval(slopes, draws, seed, strata, level)
     return {
         "slope": float(slopes.mean()),
@@ -61,7 +61,7 @@ def trend_of_samples(
     if y.shape != x.shape or s.shape[1:] != x.shape:
         raise ValueError(f"estimates has shape {y.shape} and samples {s.shape}; wanted [{len(x)}], [draws, {len(x)}]")
     weights = _slope_weights(x)
-    slope, draws = float(weights @ y), s @ weights
+    slope, draws = float(weights @ (y - y[0])), (s - s[:, :1]) @ weights
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(slope) or len(draws) == 0:
         return {"slope": slope if np.isfinite(slope) else None, "interval": None}
