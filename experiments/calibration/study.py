@@ -106,12 +106,13 @@ def make_arms(settings: Settings) -> list[Arm]:
 
 
 def main_series(arms: Sequence[Arm]) -> str | None:
-    """The series that the predictions are about: the one with most doses; the whole pack where causes are apart."""
+    """The series that the predictions are about: the one with most doses; the whole pack where causes are apart, and
+    the psychedelic last."""
     counts: dict[str, int] = {}
     for arm in arms:
         if arm.series != NONE:
             counts[arm.series] = counts.get(arm.series, 0) + 1
-    return max(counts, key=lambda name: (counts[name], name == "full"), default=None)
+    return max(counts, key=lambda name: (counts[name], name == "full", name != PSYCHEDELIC), default=None)
 
 
 def arms_that_write(arms: Sequence[Arm]) -> list[Arm]:

@@ -79,7 +79,7 @@ def settings(model_folder, tmp_path):
 def whole(settings):
     """Everything, of each a little: 5 batches of questions, 1 of derivatives, 2 of texts."""
     return dataclasses.replace(
-        settings, packs=["none", "cocaine_100"], gradient_questions=5, ood=True, ood_per_category=1, ood_seeds=2,
+        settings, packs=["none", "cocaine_100"], gradient_questions=5, ood=True, ood_per_category=2, ood_seeds=1,
         ood_tokens=5,
     )  # fmt: skip
 
@@ -247,7 +247,7 @@ def test_a_number_that_is_not_finite_is_an_error_that_names_it(settings, monkeyp
         ({"packs": ["none", "cocaine"], "intensities": ["1"]}, r"--intensities has 1 values \(1\) for 2 packs"),
         ({"packs": ["none"], "intensities": ["much"]}, "'much' for pack none"),
         ({"packs": ["none"], "intensities": ["nan"]}, "'nan' for pack none"),
-        ({"packs": ["cocaine"], "intensities": ["-1"]}, "dose"),
+        ({"packs": ["cocaine"], "intensities": ["-1"]}, "'-1' for pack cocaine; wanted a finite number >= 0"),
         ({"packs": []}, "--packs is empty"),
         ({"packs": ["none", "none"]}, "holds none twice"),
         ({"packs": ["no_such_pack"]}, "no_such_pack"),
@@ -337,7 +337,6 @@ def test_two_models_take_the_same_battery(settings, model_folder, tmp_path):
     sober, drugged = result["base_against_instruct"]
     assert sober["distance"]["total_variation"]["mean"] == 0
     assert {test["difference"] for test in sober["profile"].values()} == {0}
-    assert sober["profile"]["confidence"]["verdict"] == "equivalent"
     assert drugged["distance"]["total_variation"]["mean"] > 1e-3
     with pytest.raises(ValueError, match="--compare_model=.* is --model"):
         prepare(dataclasses.replace(settings, compare_model=settings.model))
