@@ -98,7 +98,7 @@ def in_company(tiny_lm, cases):
             **{"max_new_tokens": 16, "eos_token_id": [], **options},
         )
         mine = slice(len(others), len(others) + len(prompts))
-        lists = [f.name for f in dataclasses.fields(out) if f.name != "notes"]
+        lists = [f.name for f in dataclasses.fields(out) if f.name not in ("notes", "seen")]
         return dataclasses.replace(out, **{name: getattr(out, name)[mine] for name in lists})
 
     return generate
@@ -136,7 +136,7 @@ def everything(in_company, cases) -> Generation:
         rows = cases.rows()[start : start + 29]
         prompts, packs = [cases.prompts[i] for _, i in rows], [cases.interventions[name] for name, _ in rows]
         parts.append(in_company(prompts, packs, max_new_tokens=8))
-    lists = [f.name for f in dataclasses.fields(Generation) if f.name != "notes"]
+    lists = [f.name for f in dataclasses.fields(Generation) if f.name not in ("notes", "seen")]
     return dataclasses.replace(parts[0], **{name: getattr(parts[0], name) + getattr(parts[1], name) for name in lists})
 
 
