@@ -34,7 +34,7 @@ from nmjax.lm import LanguageModel
 from nmjax.packs import PackError, list_packs, load_pack
 from nmjax.paths import enable_compilation_cache
 from nmjax.prefix import share_prefix
-from nmjax.scoring import ChoiceScores, continuation_logprobs, score, score_choices
+from nmjax.scoring import ChoiceScores, continuation_logprobs, mean_logprobs, score, score_choices
 
 enable_compilation_cache()
 
@@ -69,6 +69,7 @@ __all__ = [
     "list_packs",
     "load_pack",
     "mask_heads",
+    "mean_logprobs",
     "min_p",
     "oscillate_attention",
     "preface",

@@ -118,6 +118,26 @@ def continuation_logprobs(
     Raises:
       ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
     """
+    return _read_all(
+        _of_target, lm, prompts, continuations, packs, width=width, room=room, batch_size=batch_size, seed=seed,
+        row_ids=row_ids, prefix=prefix,
+    )  # fmt: skip
+
+
+def mean_logprobs(lm: LanguageModel, prompts, continuations, packs=None, **options) -> list[np.ndarray]:
+    """Mean over the vocabulary of ln p, at every token of a continuation: -ln V - KL(uniform || p), in nats.
+
+    p is the prediction of that token, at temperature 1 and before the `logits` site. Arguments, shapes and errors are
+    those of `continuation_logprobs`.
+    """
+    return _read_all(_over_vocabulary, lm, prompts, continuations, packs, **options)
+
+
+def _read_all(
+    read, lm: LanguageModel, prompts, continuations, packs, *, width: int | None = None, room: int | None = None,
+    batch_size: int | None = None, seed=0, row_ids=None, prefix: SharedPrefix | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """What `read` says of every token of the continuations, see `continuation_logprobs`."""
     ids = encode_all(lm, prompts)
     if not _is_list(continuations) or len(continuations) != len(ids):
         raise ValueError(f"continuations={continuations!r}, wanted a list of {len(ids)}, one for each prompt")
@@ -153,21 +173,31 @@ def continuation_logprobs(
         targets = np.zeros((len(take), room), np.int32)
         for target, i in zip(targets, take, strict=True):
             target[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
-        logprobs = np.asarray(_read(lm.module, lm.params, rows, rows.follow(targets), behind))
-        results += [logprobs[k, room - counts[i] :] for k, i in enumerate(take[:real])]
+        values = np.asarray(_read(lm.module, read, lm.params, rows, rows.follow(targets), behind))
+        results += [values[k, room - counts[i] :] for k, i in enumerate(take[:real])]
     return results
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _read(module, params, rows: Rows, targets, behind: Behind | None):
-    """float32 [B, P]: log-probabilities of the tokens [B, P] which the last P positions predict."""
+def _of_target(logprobs, target):
+    """float32 [B]: of [B, V], those of one token a row."""
+    return jnp.take_along_axis(logprobs, target[:, None], axis=1)[:, 0]
+
+
+def _over_vocabulary(logprobs, target):
+    """float32 [B]: the mean of [B, V] over the vocabulary, whatever the token."""
+    return logprobs.mean(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(module, read, params, rows: Rows, targets, behind: Behind | None):
+    """float32 [B, P]: `read` of the predictions of the last P positions, whose tokens are [B, P]."""
     P = targets.shape[1]
     _, hidden = _hidden(module, params, rows, behind)
 
     def at(position):  # one position of all rows at a time, or the logits of a large vocabulary would not fit
         here, target = position
         logits = module.apply({"params": params}, here[:, None], method="unembed")[:, 0]
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)[:, 0]
+        return read(jax.nn.log_softmax(logits), target)
 
     return jax.lax.map(at, (hidden[:, -P:].swapaxes(0, 1), targets.T), batch_size=8).T
 

@@ -27,16 +27,21 @@ def from_hub(asked: str, seed: int) -> Iterator[Judgement]:
 
 def from_file(path: pathlib.Path, seed: int) -> Iterator[Judgement]:
     """The judgements of a CSV file. Raises ValueError for a row with more or fewer cells than the header."""
+    return _judgements(file_rows(path), _FILE_COLUMNS, seed)
+
+
+def file_rows(path: pathlib.Path) -> list[tuple[int, str, Mapping]]:
+    """(row from 0, place, columns) of every row of a CSV file. Raises ValueError as `from_file`."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         rows = list(table)
-    placed = []
+    placed: list[tuple[int, str, Mapping]] = []
     for row, columns in enumerate(rows):
         where = f"{path}, row {row + 2}"  # the header is row 1
         if None in columns or None in columns.values():
             raise ValueError(f"{where} has more or fewer cells than the header; wanted {len(table.fieldnames or ())}")
         placed.append((row, where, columns))
-    return _judgements(placed, _FILE_COLUMNS, seed)
+    return placed
 
 
 def _judgements(rows: Iterable[tuple[int, str, Mapping]], names: tuple[str, ...], seed: int) -> Iterator[Judgement]:
@@ -48,12 +53,12 @@ def _judgements(rows: Iterable[tuple[int, str, Mapping]], names: tuple[str, ...]
         if best_incorrect in columns:
             wrong = text_of(where, columns, best_incorrect)
         else:
-            wrong = random.Random(f"truthfulqa {seed} {row}").choice(_texts(where, columns, incorrect))
+            wrong = random.Random(f"truthfulqa {seed} {row}").choice(texts_of(where, columns, incorrect))
         for label, answer in enumerate((right, wrong)):
             yield judge("truthfulqa", row, label, fields, answer)
 
 
-def _texts(where: str, columns: Mapping, column: str) -> list[str]:
+def texts_of(where: str, columns: Mapping, column: str) -> list[str]:
     """The answers of a column: a list on the hub, in the file one text with semicolons between them."""
     cell = columns.get(column)
     parts = cell if isinstance(cell, list) else text_of(where, columns, column).split(";")

@@ -43,7 +43,7 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
 
 
 def with_interval(
-    value: float, interval: Sequence[float] | None, digits: int = 3, sign: bool = False, brackets: str = "[]"
+    value: float | None, interval: Sequence[float] | None, digits: int = 3, sign: bool = False, brackets: str = "[]"
 ) -> str:
     """`0.614 [0.583, 0.644]`; the value alone where there is no interval."""
     text = number(value, digits, sign)
