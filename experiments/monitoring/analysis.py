@@ -71,10 +71,11 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
       "intercept" are those of the model of all samples. Then "monitor", "comparisons", "by_task", "labels_by_score",
       "flags_side_by_side" and "best_results".
     """
+    s, constant = varied(s)
     y, groups, folds = s.labels, s.groups, _folds(s)
     options: dict[str, Any] = {"draws": choices.draws, "seed": choices.seed}
     values, found = dict(s.scores), {}
-    for name, parts in JOINT.items():
+    for name, parts in parts_of_joints(s).items():
         features = np.stack([s.scores[part] for part in parts], axis=1)
         combined = crossfit.combine(features, y, groups, parts, folds, **options)
         values[name] = np.array(combined.pop("probabilities"))
@@ -84,7 +85,7 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
         found[name] = {**chosen, "direction": choices.towards(chosen)}
     rules = conformal_rules(s, choices)
     statistics, results = {}, []
-    for name in (*s.scores, *JOINT):
+    for name in found:
         direction = found[name]["direction"]
         grid = choices.grid(name, values[name], direction)
         best = detection.best_threshold(values[name], y, direction, choices.min_recall, grid)
@@ -93,14 +94,16 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
             results = detection.at_thresholds(values[name], y, cuts, direction)
         entry = {"kind": kind(name), **found[name], "best": best, "conformal": rules[name]}
         statistics[name] = entry | performance(s, values[name], entry, options)
-    found_rule = max((n for n in FOLLOWED if n in rules), key=lambda n: rules[n]["auroc_crossfit"])
-    rule = rules[found_rule]
-    everything = None if rule["tau"] is not None else -detection.sign(rule["direction"]) * EVERYTHING
+    followed_one = max((n for n in FOLLOWED if n in statistics), key=lambda n: statistics[n]["auroc_crossfit"])
+    rule = rules[followed_one]
+    if rule["tau"] is None:  # the monitor wants a number
+        rule = rule | {"tau": -detection.sign(rule["direction"]) * EVERYTHING}
     taus = {name: statistics[name]["best"]["tau"] for name in ("hbar_s", "pri")}
     return {
         "base_rate": float(y.mean()),
+        "constant": constant,
         "statistics": statistics,
-        "monitor": {"statistic": found_rule, **rule, "tau": rule["tau"] if everything is None else everything},
+        "monitor": {"statistic": followed_one, **rule},
         "comparisons": comparisons(s, values, statistics, options),
         "by_task": by_task(s, values, statistics, options),
         "labels_by_score": {name: labels_by_score(s, name) for name in ("hbar_s", "pri")},
@@ -112,34 +115,49 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
 def conformal_rules(s: Scored, choices: Choices) -> dict[str, dict]:
     """By statistic a rule as the monitor follows it, with a threshold that promises the recall.
 
-    The promise wants a statistic and a direction that know nothing of the positives that set the threshold. So half of
-    the source rows decide on the direction and the weights (and, by "auroc_crossfit", which statistic is worth
-    following), and the other half sets "tau".
+    The promise wants a direction and weights that know nothing of the positives that set the threshold: half of the
+    source rows decide on the former, the other half sets "tau". It is made for each statistic by itself; that one of
+    them is chosen on all samples is not in it.
     """
     y, groups = s.labels, s.groups
     learning = crossfit.grouped_folds(groups, y, 2, choices.seed) == 0
+    folds = min(5, len(np.unique(groups[learning])))
+    joints = parts_of_joints(s)
     rules = {}
-    for name in (*s.scores, *JOINT):
-        parts = JOINT.get(name, (name,))
+    for name in (*s.scores, *joints):
+        parts = joints.get(name, (name,))
         x = np.stack([s.scores[part] for part in parts], axis=1)
-        folds = min(5, len(np.unique(groups[learning])))
-        if name in JOINT:
+        if name in joints:
             weights, intercept = crossfit.fit_logistic(x[learning], y[learning])
-            combined = crossfit.combine(x[learning], y[learning], groups[learning], parts, folds, choices.seed, 1)
-            direction, worth = "high", combined["auroc"]["value"]
+            direction = "high"
         else:
             weights, intercept = np.ones(1), 0.0
             chosen = crossfit.choose_direction(x[learning, 0], y[learning], groups[learning], folds, choices.seed)
-            direction, worth = choices.towards(chosen), chosen["auroc_crossfit"]
+            direction = choices.towards(chosen)
         rule = {
             "weights": dict(zip(parts, map(float, weights), strict=True)),
             "intercept": intercept,
             "direction": direction,
-            "auroc_crossfit": worth,
         }
         scores = followed(rule, s)[~learning]
         rules[name] = rule | conformal_threshold(scores, y[~learning], direction, choices.min_recall)
     return rules
+
+
+def varied(s: Scored) -> tuple[Scored, list[str]]:
+    """The scores without those that are the same for every sample, such as the spread of a single layer; their names.
+
+    Raises ValueError where hbar_s or PRI is one of them.
+    """
+    constant = [name for name, values in s.scores.items() if np.ptp(values) == 0]
+    if lost := {"hbar_s", "pri", LENGTH} & set(constant):
+        raise ValueError(f"{sorted(lost)[0]} is the same for all {len(s.judgements)} samples; wanted more or others")
+    return dataclasses.replace(s, scores={n: v for n, v in s.scores.items() if n not in constant}), constant
+
+
+def parts_of_joints(s: Scored) -> dict[str, tuple[str, ...]]:
+    """The signals of each combination, as far as there are scores of them."""
+    return {name: tuple(part for part in parts if part in s.scores) for name, parts in JOINT.items()}
 
 
 def _folds(s: Scored) -> int:
@@ -162,14 +180,13 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> dict
         values[name] = expit(followed(stored[name], s))
     statistics = {}
     for name, entry in stored.items():
-        if name in values:
-            kept = {key: entry[key] for key in ("kind", "direction", "best", "conformal")}
-            flagged = {
-                "best": detection.flags(values[name], entry["best"]["tau"], entry["direction"]),
-                "conformal": flags_of(entry["conformal"], s),
-            }
-            checks = {key: recall_check(flag, s.labels, choices.min_recall) for key, flag in flagged.items()}
-            statistics[name] = kept | performance(s, values[name], entry, options) | {"recall_checks": checks}
+        kept = {key: entry[key] for key in ("kind", "direction", "best", "conformal")}
+        flagged = {
+            "best": detection.flags(values[name], entry["best"]["tau"], entry["direction"]),
+            "conformal": flags_of(entry["conformal"], s),
+        }
+        checks = {key: recall_check(flag, s.labels, choices.min_recall) for key, flag in flagged.items()}
+        statistics[name] = kept | performance(s, values[name], entry, options) | {"recall_checks": checks}
     rule = calibrated["monitor"]
     flagged_by_rule = flags_of(rule, s)
     report = detection.detection_report(followed(rule, s), s.labels, s.groups, rule["tau"], rule["direction"], **options)
@@ -224,7 +241,8 @@ def comparisons(
 ) -> dict[str, dict]:
     """By rival, by statistic: the difference in AUROC, its p-value adjusted over all of them, and "verdict": "beats",
     "loses" or "neither"."""
-    pairs = [(rival, name) for rival in RIVALS if rival in values for name in TESTED]
+    tested = [name for name in TESTED if name in statistics]
+    pairs = [(rival, name) for rival in RIVALS if rival in statistics for name in tested]
     found = []
     for rival, name in pairs:
         directions = statistics[name]["direction"], statistics[rival]["direction"]
@@ -243,7 +261,7 @@ def comparisons(
 def who_beats(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Statistics by what they beat: "both" (all rivals), each rival "only", "neither"."""
     table: dict[str, list[str]] = {"both": [], **{rival: [] for rival in compared}, "neither": []}
-    for name in TESTED:
+    for name in next(iter(compared.values())):
         beaten = [rival for rival in compared if compared[rival][name]["verdict"] == "beats"]
         place = "neither" if not beaten else "both" if len(beaten) == len(compared) else beaten[0]
         table[place].append(name)
@@ -254,8 +272,11 @@ def by_task(
     s: Scored, values: Mapping[str, np.ndarray], statistics: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, dict]:
     """By task, by statistic: the report at the best threshold, which is that of all tasks together."""
+    tasks = np.unique(s.tasks).tolist()
+    if len(tasks) == 1:
+        return {tasks[0]: {name: entry["at_best"] for name, entry in statistics.items()}}
     table: dict[str, dict] = {}
-    for task in np.unique(s.tasks).tolist():
+    for task in tasks:
         own = s.tasks == task
         table[task] = {
             name: detection.detection_report(
