@@ -110,8 +110,8 @@ def run(study: Study, log: results.JsonlLog) -> list[pathlib.Path]:
         watch_all(study.watcher, log)
         samples = scored(study.watcher, log)
         samples.check(study.settings.max_failed)
-        findings = calibrate(samples, choices_of(study.settings))
-        return write_calibration(study, samples, findings, log)
+        findings, values = calibrate(samples, choices_of(study.settings))
+        return write_calibration(study, samples, findings, values, log)
 
 
 def main(_: Sequence[str]) -> None:

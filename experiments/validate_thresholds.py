@@ -52,8 +52,8 @@ def run(
         watch_all(study.watcher, log)
         samples = scored(study.watcher, log)
         samples.check(settings.max_failed)
-        findings = held_out(samples, calibrated, choices_of(study.settings))
-        return write_validation(study, samples, findings, log, settings)
+        findings, values = held_out(samples, calibrated, choices_of(study.settings))
+        return write_validation(study, samples, findings, values, log, settings)
 
 
 def main(_: Sequence[str]) -> None:

@@ -63,8 +63,12 @@ def followed(rule: Mapping[str, Any], s: Scored) -> np.ndarray:
 # --- Calibration ------------------------------------------------------------------------------------------------------
 
 
-def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
-    """All of pass 2 on the calibration samples, ready for JSON.
+Findings = dict[str, Any]
+Values = dict[str, np.ndarray]
+
+
+def calibrate(s: Scored, choices: Choices) -> tuple[Findings, Values]:
+    """All of pass 2 on the calibration samples, ready for JSON, and the values [N] of every statistic.
 
     "statistics": by name the direction, the threshold of highest precision at the recall ("best"), the split-conformal
       rule ("conformal") and performance; a combination's scores are its probabilities out of fold, and "weights" and
@@ -99,7 +103,7 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
     if rule["tau"] is None:  # the monitor wants a number
         rule = rule | {"tau": -detection.sign(rule["direction"]) * EVERYTHING}
     taus = {name: statistics[name]["best"]["tau"] for name in ("hbar_s", "pri")}
-    return {
+    findings = {
         "base_rate": float(y.mean()),
         "constant": constant,
         "statistics": statistics,
@@ -110,6 +114,7 @@ def calibrate(s: Scored, choices: Choices) -> dict[str, Any]:
         "flags_side_by_side": side_by_side(s, statistics, taus),
         "best_results": results,
     }
+    return findings, values
 
 
 def conformal_rules(s: Scored, choices: Choices) -> dict[str, dict]:
@@ -167,7 +172,7 @@ def _folds(s: Scored) -> int:
 # --- Measurement ------------------------------------------------------------------------------------------------------
 
 
-def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
+def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> tuple[Findings, Values]:
     """The calibrated statistics on samples that they were not calibrated on. Directions, weights, thresholds: as stored.
 
     As `calibrate` without what is learnt; every statistic has "recall_checks" of both thresholds, and "monitor" those
@@ -175,11 +180,9 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> dict
     """
     options: dict[str, Any] = {"draws": choices.draws, "seed": choices.seed}
     stored = calibrated["statistics"]
-    values = dict(s.scores)
-    for name in JOINT:
-        values[name] = expit(followed(stored[name], s))
-    statistics = {}
+    values, statistics = {}, {}
     for name, entry in stored.items():
+        values[name] = expit(followed(entry, s)) if name in JOINT else s.scores[name]
         kept = {key: entry[key] for key in ("kind", "direction", "best", "conformal")}
         flagged = {
             "best": detection.flags(values[name], entry["best"]["tau"], entry["direction"]),
@@ -191,7 +194,7 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> dict
     flagged_by_rule = flags_of(rule, s)
     report = detection.detection_report(followed(rule, s), s.labels, s.groups, rule["tau"], rule["direction"], **options)
     taus = {name: stored[name]["best"]["tau"] for name in ("hbar_s", "pri")}
-    return {
+    findings = {
         "base_rate": float(s.labels.mean()),
         "statistics": statistics,
         "monitor": dict(rule)
@@ -210,6 +213,7 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> dict
         },
         "flags_side_by_side": side_by_side(s, stored, taus),
     }
+    return findings, values
 
 
 def flags_of(rule: Mapping[str, Any], s: Scored) -> np.ndarray:

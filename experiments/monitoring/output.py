@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from experiments.monitoring.analysis import Findings, Values
 from experiments.monitoring.report import Report
 from experiments.monitoring.study import CALIBRATE, Study, ValidationSettings
 from experiments.monitoring.watching import Scored
@@ -16,15 +16,17 @@ from nmjax.report import results
 
 
 def write_calibration(
-    study: Study, samples: Scored, findings: Mapping[str, Any], log: results.JsonlLog
+    study: Study, samples: Scored, findings: Findings, values: Values, log: results.JsonlLog
 ) -> list[pathlib.Path]:
     """Write everything and finish the log; returns the paths. The JSON comes last: it stands for a whole set."""
     found = {**published_calibration(findings), **_common(study, samples, findings, log, study.settings)}
-    return _write(study, samples, findings, log, found, f"{study.model}_{results.timestamp()}_n{study.settings.n_samples}")
+    stem = f"{study.model}_{results.timestamp()}_n{study.settings.n_samples}"
+    return _write(Report(study, samples, findings, values), log, found, stem)
 
 
 def write_validation(
-    study: Study, samples: Scored, findings: Mapping[str, Any], log: results.JsonlLog, settings: ValidationSettings
+    study: Study, samples: Scored, findings: Findings, values: Values, log: results.JsonlLog,
+    settings: ValidationSettings,
 ) -> list[pathlib.Path]:
     """Write everything and finish the log; returns the paths."""
     found = {
@@ -34,7 +36,8 @@ def write_validation(
         **published_validation(study, samples, findings),
         **_common(study, samples, findings, log, settings),
     }
-    return _write(study, samples, findings, log, found, f"{study.model}_{results.timestamp()}_validation_n{len(samples.judgements)}")
+    stem = f"{study.model}_{results.timestamp()}_validation_n{len(samples.judgements)}"
+    return _write(Report(study, samples, findings, values), log, found, stem)
 
 
 def load_calibration(path: str | None) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def load_calibration(path: str | None) -> dict[str, Any]:
     return found
 
 
-def published_calibration(findings: Mapping[str, Any]) -> dict[str, Any]:
+def published_calibration(findings: Findings) -> dict[str, Any]:
     """The keys of the published study: those of its first mode are of hbar_s, `auroc` and `pr_auc` of it as it is."""
     statistics = findings["statistics"]
     hbar, pri, joint = (statistics[name] for name in ("hbar_s", "pri", "joint"))
@@ -76,7 +79,7 @@ def published_calibration(findings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def published_validation(study: Study, samples: Scored, findings: Mapping[str, Any]) -> dict[str, Any]:
+def published_validation(study: Study, samples: Scored, findings: Findings) -> dict[str, Any]:
     """The keys of the published study, without its sweep for the best threshold on the test samples."""
     statistics = {f"{name}_alone": findings["statistics"][key] for name, key in (("hbar", "hbar_s"), ("pri", "pri"))}
     return {
@@ -103,7 +106,7 @@ def published_validation(study: Study, samples: Scored, findings: Mapping[str, A
     }
 
 
-def _common(study: Study, samples: Scored, findings: Mapping[str, Any], log: results.JsonlLog, settings: Any) -> dict:
+def _common(study: Study, samples: Scored, findings: Findings, log: results.JsonlLog, settings: Any) -> dict:
     """What both files hold, and the identity of the run."""
     seeds = {"split": study.data["split_seed"], "sample": study.data["sample_seed"], "bootstrap": study.settings.seed}
     hashes = {"model": study.model_hash, "pack": study.watcher.pack.content_hash()}
@@ -119,11 +122,8 @@ def _common(study: Study, samples: Scored, findings: Mapping[str, Any], log: res
     }
 
 
-def _write(
-    study: Study, samples: Scored, findings: Mapping[str, Any], log: results.JsonlLog, found: dict, stem: str
-) -> list[pathlib.Path]:
-    folder = pathlib.Path(study.settings.output_dir)
-    report = Report(study, samples, findings)
+def _write(report: Report, log: results.JsonlLog, found: dict, stem: str) -> list[pathlib.Path]:
+    folder = pathlib.Path(report.study.settings.output_dir)
     found["verdicts"] = [dataclasses.asdict(verdict) for verdict in report.verdicts.items]
     figures = report.figures()
     written = [results.write_atomic(folder / f"{stem}_{name}.png", png) for name, (_, png, _) in figures.items()]

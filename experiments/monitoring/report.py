@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
-from experiments.monitoring.analysis import JOINT, RIVALS, followed, who_beats
+from experiments.monitoring.analysis import JOINT, RIVALS, who_beats
 from experiments.monitoring.study import VALIDATE, Study
 from experiments.monitoring.watching import LENGTH, P_NO, Scored
 from nmjax.metrics import detection
@@ -60,6 +59,7 @@ class Report:
     study: Study
     samples: Scored
     findings: Mapping[str, Any]
+    values: Mapping[str, np.ndarray]  # [N], by statistic
 
     @property
     def validates(self) -> bool:
@@ -91,7 +91,7 @@ class Report:
         if check["met"] == "undecided":
             because += f" The interval holds {check['target']:g}: met as far as these samples can tell, not proven."
         claim = (
-            f"The monitor, following {named(rule['statistic'])} at the stored threshold, finds {check['target']:.0%} of "
+            f"The monitor, following {named(rule['statistic'])} at the stored threshold, finds at least {check['target']:.0%} of "
             "hallucinated answers to questions it was not calibrated on"
         )
         return [Verdict(claim, verdict, because)]
@@ -323,7 +323,6 @@ class Report:
     def figures(self) -> dict[str, tuple[str, bytes, str]]:
         """(title, PNG, caption) by short name."""
         shown = [n for n in dict.fromkeys((*IN_FIGURES, self.findings["monitor"]["statistic"])) if n in self.values]
-        shown = shown[:6]
         base = self.findings["base_rate"]
         roc, recall, at_roc, at_recall = {}, {}, {}, {}
         for name in shown:
@@ -374,13 +373,6 @@ class Report:
         caption = "In the direction that was calibrated on all tasks together, 95% intervals over source rows."
         found["forest"] = (title, forest_figure(rows, "AUROC"), caption)
         return found
-
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        """The scores [N] by statistic; combinations by their stored weights."""
-        statistics = self.findings["statistics"]
-        combined = {n: expit(followed(statistics[n], self.samples)) for n in JOINT if "weights" in statistics[n]}
-        return {n: v for n, v in self.samples.scores.items() if n in statistics} | combined
 
     def _label_square(self, name: str) -> Square:
         table = self.findings["labels_by_score"][name]
