@@ -192,7 +192,6 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> tupl
         statistics[name] = kept | performance(s, values[name], entry, options) | {"recall_checks": checks}
     rule = calibrated["monitor"]
     flagged_by_rule = flags_of(rule, s)
-    report = detection.detection_report(followed(rule, s), s.labels, s.groups, rule["tau"], rule["direction"], **options)
     taus = {name: stored[name]["best"]["tau"] for name in ("hbar_s", "pri")}
     findings = {
         "base_rate": float(s.labels.mean()),
@@ -200,7 +199,7 @@ def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> tupl
         "monitor": dict(rule)
         | {
             "recall_check": recall_check(flagged_by_rule, s.labels, rule["recall"]),
-            "report": report,
+            "report": detection.flag_report(flagged_by_rule, s.labels, s.groups, **options),
             "by_task": {
                 task: recall_check(flagged_by_rule[s.tasks == task], s.labels[s.tasks == task], rule["recall"])
                 for task in np.unique(s.tasks).tolist()
@@ -233,9 +232,7 @@ def performance(s: Scored, values: np.ndarray, entry: Mapping[str, Any], options
         "median_check": score_tables.median_check(values, y, entry["direction"]),
         "average_precision_raw": float(ranking.score_average_precision(values, y)),
         "at_best": detection.detection_report(values, y, groups, entry["best"]["tau"], entry["direction"], **options),
-        "at_conformal": detection.detection_report(
-            followed(rule, s), y, groups, rule["tau"], rule["direction"], **options
-        ),
+        "at_conformal": detection.flag_report(flags_of(rule, s), y, groups, **options),
         "length_residualised": by_length,
     }
 
@@ -246,13 +243,16 @@ def comparisons(
     """By rival, by statistic: the difference in AUROC, its p-value adjusted over all of them, and "verdict": "beats",
     "loses" or "neither"."""
     tested = [name for name in TESTED if name in statistics]
-    pairs = [(rival, name) for rival in RIVALS if rival in statistics for name in tested]
-    found = []
-    for rival, name in pairs:
-        directions = statistics[name]["direction"], statistics[rival]["direction"]
-        found.append(
-            rivals.compare_aurocs(values[name], values[rival], s.labels, s.groups, directions=directions, **options)
-        )
+    names = list(statistics)
+    pairs = [(rival, name) for rival in RIVALS if rival in names for name in TESTED if name in names]
+    found = rivals.compare_all(
+        [values[name] for name in names],
+        s.labels,
+        s.groups,
+        [(names.index(name), names.index(rival)) for rival, name in pairs],
+        directions=[statistics[name]["direction"] for name in names],
+        **options,
+    )
     table: dict[str, dict] = {rival: {} for rival, _ in pairs}
     adjusted = paired.benjamini_hochberg([entry["p_value"] for entry in found])
     for (rival, name), entry, p in zip(pairs, found, adjusted, strict=True):

@@ -249,7 +249,8 @@ class Report:
         rows = []
         for name, e in self._in_order():
             report, kept = e[f"at_{which}"], e[which]
-            tau = "all" if report["tau"] is None else f"{'>=' if report['direction'] == 'high' else '<='} {report['tau']:.4g}"
+            direction = kept.get("direction", e["direction"])
+            tau = "all" if kept["tau"] is None else f"{'>=' if direction == 'high' else '<='} {kept['tau']:.4g}"
             cells = [tau, *(_shown(report[key]) for key in ("precision", "recall", "f1", "flag_rate"))]
             if which == "conformal":
                 cells.append(number(kept["guarantee"]))

@@ -73,7 +73,8 @@ class Watcher:
         self.prompts = [ids for ids, _, _ in encoded]
         self.spans = [(start, end) for _, start, end in encoded]
         self.verdicts = verdict_tokens(self.lm)
-        room = self.lm.config.max_positions - len(preface_ids(self.lm, self.pack.effects)) - self.max_tokens
+        preface = len(preface_ids(self.lm, self.pack.effects))
+        room = self.lm.config.max_positions - preface - self.max_tokens
         self.too_long = {
             i: f"{len(ids)} tokens and {self.max_tokens} new ones exceed the context of {self.lm.config.max_positions}"
             for i, ids in enumerate(self.prompts)
@@ -82,8 +83,8 @@ class Watcher:
         fit = [i for i in range(len(self.prompts)) if i not in self.too_long]
         self.batch_size = max(1, min(self.batch_size, len(fit)))
         batches = make_batches([len(self.prompts[i]) for i in fit], None, self.batch_size, 1) if fit else []
-        self.preface = len(preface_ids(self.lm, self.pack.effects))
-        self.batches = [([fit[k] for k in batch], width) for batch, width in batches]
+        # Widths that other samples of the data set are likely to have, too: a validation compiles nothing anew.
+        self.batches = [([fit[k] for k in batch], bucket(width + preface)) for batch, width in batches]
         self.room = {}  # by padded width, for the longest answer in such a batch
         for batch, width in self.batches:
             longest = max(self.spans[i][1] - self.spans[i][0] for i in batch)
@@ -97,13 +98,13 @@ class Watcher:
         monitor = make_monitor(len(padded), pfail_cutoff=NEVER, alpha=ALPHA, yes=yes, no=no, k_top=K_TOP)
         prompts = [self.prompts[i] for i in padded]
         out = nmjax.generate(
-            self.lm, prompts, self.pack, max_new_tokens=self.max_tokens, width=width + self.preface, monitor=monitor,
+            self.lm, prompts, self.pack, max_new_tokens=self.max_tokens, width=width, monitor=monitor,
             row_ids=padded,
         )  # fmt: skip
         before = [ids[: self.spans[i][0]] for ids, i in zip(prompts, padded, strict=True)]
         answers = [ids[slice(*self.spans[i])] for ids, i in zip(prompts, padded, strict=True)]
         logprobs = nmjax.continuation_logprobs(
-            self.lm, before, answers, self.pack, width=width + self.preface, room=self.room[width], row_ids=padded
+            self.lm, before, answers, self.pack, width=width, room=self.room[width], row_ids=padded
         )
         assert out.seen is not None
         records = []
