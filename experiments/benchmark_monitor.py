@@ -128,7 +128,7 @@ def main(_) -> None:
         apart = float(np.abs(first["pass 1"][1] - first["loop without cache"][1]).max())
         for name in cases:
             median = float(np.median(seconds[name]))
-            entry = {
+            entry: dict[str, Any] = {
                 "batch": batch,
                 "case": name,
                 "seconds": seconds[name],

@@ -1,8 +1,8 @@
 """Thresholds for the hallucination monitor, calibrated in two passes.
 
 Pass 1 watches the model judge proposed answers whose truth is known: one greedy generation a sample, in batches, every
-signal of every step to disk. Pass 2 asks the scores, all thresholds at once: which signal tells hallucinated answers, in
-which direction, at which threshold, and whether it says more than the answer's length or the model's own P(No).
+signal of every step to disk. Pass 2 asks the scores, all thresholds at once: which signal tells hallucinated answers,
+in which direction, at which threshold, and whether it says more than the answer's length or the model's own P(No).
 
     python -m experiments.calibrate_thresholds --n_samples=100
     python -m experiments.calibrate_thresholds --dataset=halueval --tasks=qa,dialogue --model=<folder or hub id>
@@ -55,7 +55,9 @@ def define_flags() -> None:
         "row: by source row, so that the two answers to a question stay together. published: the study's split of "
         "HaluEval by example, half of whose test examples have their twin in train; to compare with its numbers.",
     )
-    flags.DEFINE_bool("allow_missing", d.allow_missing, "Go on without examples of the published split that are absent.")
+    flags.DEFINE_bool(
+        "allow_missing", d.allow_missing, "Go on without examples of the published split that are absent."
+    )
     flags.DEFINE_bool("chat_template", d.chat_template, "Ask in the tokenizer's chat template.")
     flags.DEFINE_list("packs", list(d.packs), "Intervention to run under: a pack, or several composed into one.")
     flags.DEFINE_enum(
@@ -106,7 +108,9 @@ def run(study: Study, log: results.JsonlLog) -> list[pathlib.Path]:
     """Both passes; returns the paths written. Raises ValueError where too many samples failed; the log stays."""
     with log:
         if log.done:
-            print(f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish.")
+            print(
+                f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish."
+            )
         watch_all(study.watcher, log)
         samples = scored(study.watcher, log)
         samples.check(study.settings.max_failed)

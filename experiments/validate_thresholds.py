@@ -33,7 +33,9 @@ def define_flags() -> None:
     flags.DEFINE_list("tasks", d.tasks, "Only these tasks; default: as calibrated.")
     flags.DEFINE_integer("n_samples", d.n_samples, "Samples of the held-out rows; default: all.", lower_bound=1)
     flags.DEFINE_integer("seed", d.seed, "Which of the held-out rows are drawn; default: as calibrated.", lower_bound=0)
-    flags.DEFINE_bool("allow_missing", d.allow_missing, "Go on without examples of the published split that are absent.")
+    flags.DEFINE_bool(
+        "allow_missing", d.allow_missing, "Go on without examples of the published split that are absent."
+    )
     flags.DEFINE_float("max_failed", d.max_failed, "Largest share of failed samples that is validated on.")
     flags.DEFINE_integer("batch_size", d.batch_size, "Samples a batch.", lower_bound=1)
     flags.DEFINE_integer("bootstrap_draws", d.bootstrap_draws, "Of intervals.", lower_bound=100)
@@ -48,7 +50,9 @@ def run(
     """Watch and measure; returns the paths written. Raises ValueError where too many samples failed; the log stays."""
     with log:
         if log.done:
-            print(f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish.")
+            print(
+                f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish."
+            )
         watch_all(study.watcher, log)
         samples = scored(study.watcher, log)
         samples.check(settings.max_failed)

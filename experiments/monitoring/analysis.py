@@ -173,7 +173,7 @@ def _folds(s: Scored) -> int:
 
 
 def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> tuple[Findings, Values]:
-    """The calibrated statistics on samples that they were not calibrated on. Directions, weights, thresholds: as stored.
+    """The calibrated statistics on other samples than they were calibrated on; directions, weights, thresholds as stored.
 
     As `calibrate` without what is learnt; every statistic has "recall_checks" of both thresholds, and "monitor" those
     of the rule that the monitor follows.
@@ -242,7 +242,6 @@ def comparisons(
 ) -> dict[str, dict]:
     """By rival, by statistic: the difference in AUROC, its p-value adjusted over all of them, and "verdict": "beats",
     "loses" or "neither"."""
-    tested = [name for name in TESTED if name in statistics]
     names = list(statistics)
     pairs = [(rival, name) for rival in RIVALS if rival in names for name in TESTED if name in names]
     found = rivals.compare_all(

@@ -25,7 +25,11 @@ def write_calibration(
 
 
 def write_validation(
-    study: Study, samples: Scored, findings: Findings, values: Values, log: results.JsonlLog,
+    study: Study,
+    samples: Scored,
+    findings: Findings,
+    values: Values,
+    log: results.JsonlLog,
     settings: ValidationSettings,
 ) -> list[pathlib.Path]:
     """Write everything and finish the log; returns the paths."""
@@ -61,7 +65,9 @@ def published_calibration(findings: Findings) -> dict[str, Any]:
         "min_recall_target": hbar["best"]["min_recall"],
         "auroc": hbar["at_best"]["auroc_raw"]["value"],
         "pr_auc": hbar["average_precision_raw"],
-        "all_results": [{key: row[key] for key in ("tau", "precision", "recall", "f1")} for row in findings["best_results"]],
+        "all_results": [
+            {key: row[key] for key in ("tau", "precision", "recall", "f1")} for row in findings["best_results"]
+        ],
         "mode": hbar["best"]["mode"],
         "auroc_hbar": hbar["at_best"]["auroc"]["value"],
         "auroc_pri": pri["at_best"]["auroc"]["value"],
@@ -99,7 +105,12 @@ def published_validation(study: Study, samples: Scored, findings: Findings) -> d
         },
         "quadrant_analysis": findings["flags_side_by_side"],
         "scores_by_sample": [
-            {"sample_id": j.id, "label": j.label, "hbar_s": samples.scores["hbar_s"][i], "pri": samples.scores["pri"][i]}
+            {
+                "sample_id": j.id,
+                "label": j.label,
+                "hbar_s": samples.scores["hbar_s"][i],
+                "pri": samples.scores["pri"][i],
+            }
             for i, j in enumerate(samples.judgements)
         ]
         + [{"sample_id": id, "error": reason} for id, reason in samples.failed.items()],

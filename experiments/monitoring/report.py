@@ -85,14 +85,14 @@ class Report:
         flagged = rule["report"]["flag_rate"]["value"]
         because = (
             f"It finds {with_interval(check['recall'], check['interval'])} of {positives} (exact interval), flagging "
-            f"{flagged:.1%} of all samples with a precision of {number(rule['report']['precision']['value'])} against a "
-            f"base rate of {number(self.findings['base_rate'])}."
+            f"{flagged:.1%} of all samples with a precision of {number(rule['report']['precision']['value'])} against "
+            f"a base rate of {number(self.findings['base_rate'])}."
         )
         if check["met"] == "undecided":
             because += f" The interval holds {check['target']:g}: met as far as these samples can tell, not proven."
         claim = (
-            f"The monitor, following {named(rule['statistic'])} at the stored threshold, finds at least {check['target']:.0%} of "
-            "hallucinated answers to questions it was not calibrated on"
+            f"The monitor, following {named(rule['statistic'])} at the stored threshold, finds at least "
+            f"{check['target']:.0%} of hallucinated answers to questions it was not calibrated on"
         )
         return [Verdict(claim, verdict, because)]
 
@@ -117,7 +117,9 @@ class Report:
                 )
                 what = f"{named(name)}, which the monitor follows," if name == chosen else named(name)
                 verdict = MEANS[entry["verdict"]]
-                found.append(Verdict(f"{what} tells hallucinated answers better than {PLACES[rival]}", verdict, because))
+                found.append(
+                    Verdict(f"{what} tells hallucinated answers better than {PLACES[rival]}", verdict, because)
+                )
         return found
 
     def plainly(self) -> list[str]:
@@ -146,8 +148,8 @@ class Report:
             by = {label: f"{number(m['mean'])} (sd {number(m['sd'])})" for label, m in told["by_label"].items()}
             lines.append(
                 f"{named(name)}: range {number(told['min'])} to {number(told['max'])}, hallucinated "
-                f"{by['hallucinated']}, right {by['right']}, Cohen's d {number(told['cohens_d'], sign=True)}; flagging the "
-                f"riskier half ({found['direction']}): precision {number(check['precision'])} against "
+                f"{by['hallucinated']}, right {by['right']}, Cohen's d {number(told['cohens_d'], sign=True)}; flagging "
+                f"the riskier half ({found['direction']}): precision {number(check['precision'])} against "
                 f"{number(check['base_rate'])}"
             )
         return lines
@@ -181,11 +183,13 @@ class Report:
         data = self.study.data
         if data["split"] == "published":
             twins = data.get("rows_calibrated_on")
-            shared = f"; {twins} of the source rows were calibrated on, as twins are on both sides of it" if twins else ""
+            shared = (
+                f"; {twins} of the source rows were calibrated on, as twins are on both sides of it" if twins else ""
+            )
             return f"The split is the published one, by example{shared}."
         return (
-            "Source rows were split in two halves, one to calibrate on and one to validate on, so that the right and the "
-            "hallucinated answer to a question are never on both sides."
+            "Source rows were split in two halves, one to calibrate on and one to validate on, so that the right and "
+            "the hallucinated answer to a question are never on both sides."
         )
 
     # --- Tables -------------------------------------------------------------------------------------------------------
@@ -226,7 +230,9 @@ class Report:
                 cells[4:4] = [number(e["auroc_crossfit"]), "-" if agreement is None else f"{agreement:.0%}"]
             rows.append([named(name), *cells])
         headers = ["statistic", "kind", "risky", "AUROC raw", "AUROC", "average precision", "AUROC beyond length", "d"]
-        caption = "AUROC raw: of the score as it is; AUROC: in the direction that was calibrated [95% interval over rows]"
+        caption = (
+            "AUROC raw: of the score as it is; AUROC: in the direction that was calibrated [95% interval over rows]"
+        )
         if not self.validates:
             headers[5:5] = ["cross-fitted", "folds agree"]
             caption = (
@@ -274,7 +280,9 @@ class Report:
             for name, e in entries
         ]  # fmt: skip
         b = number(entries[0][1]["auroc_b"])
-        caption = f"AUROC less that of {PLACES[rival]} ({b}), paired over rows; p adjusted over all tests of both tables"
+        caption = (
+            f"AUROC less that of {PLACES[rival]} ({b}), paired over rows; p adjusted over all tests of both tables"
+        )
         return Table(["statistic", "AUROC", "difference", "p", "adjusted", "verdict"], rows, caption)
 
     def _task_table(self) -> Table:
@@ -297,7 +305,9 @@ class Report:
         if self.validates:
             return Table(headers, rows, "Logistic combinations with the stored weights")
         headers += ["AUROC in sample", "Brier", "ECE"]
-        return Table(headers, rows, "Logistic combinations, out of fold by source row; in sample shows what that flatters")
+        return Table(
+            headers, rows, "Logistic combinations, out of fold by source row; in sample shows what that flatters"
+        )
 
     def _label_table(self, name: str) -> Table:
         table = self.findings["labels_by_score"][name]
@@ -309,7 +319,9 @@ class Report:
                     [f"{told} ({cell['count']})", e["id"], number(e["score"], 4), " ".join(e["prompt"].split())]
                     for e in cell["examples"]
                 ]
-        caption = f"{named(name)}: label by low or high score (median {number(table['median'], 4)}), the most extreme ones"
+        caption = (
+            f"{named(name)}: label by low or high score (median {number(table['median'], 4)}), the most extreme ones"
+        )
         return Table(["label, score (count)", "sample", "score", "prompt"], rows, caption)
 
     def _flags_table(self) -> Table:
@@ -335,7 +347,11 @@ class Report:
             roc[label] = (np.append(0, c.fp / negatives), np.append(0, c.tp / positives))
             recall[label] = (c.recall, c.precision)
             report = e["at_best"]
-            k = int(np.argmin(np.abs(c.recall - report["recall"]["value"]) + np.abs(c.flag_rate - report["flag_rate"]["value"])))
+            k = int(
+                np.argmin(
+                    np.abs(c.recall - report["recall"]["value"]) + np.abs(c.flag_rate - report["flag_rate"]["value"])
+                )
+            )
             at_roc[label], at_recall[label] = (c.fp[k] / negatives, c.recall[k]), (c.recall[k], c.precision[k])
         panels = [
             ScorePanel(named(n), self.values[n], self.samples.labels, e["best"]["tau"], e["direction"])
@@ -361,8 +377,8 @@ class Report:
             "quadrants": (
                 "Quadrants",
                 squares_figure([*map(self._label_square, ("hbar_s", "pri")), self._flags_square()]),
-                "Left and middle: samples by label and score, the share of each row printed below the count. Right: what "
-                "hbar_s and PRI flag, with the share that is hallucinated.",
+                "Left and middle: samples by label and score, the share of each row printed below the count. Right: "
+                "what hbar_s and PRI flag, with the share that is hallucinated.",
             ),
         }
         tasks = self.findings["by_task"]
@@ -418,7 +434,11 @@ class Report:
         rows = len(set(self.samples.groups.tolist()))
         follows = self.findings["statistics"][rule["statistic"]]["at_best"]["auroc"]
         cards = [
-            ("Samples", str(len(y)), f"{rows} source rows, {y.mean():.0%} hallucinated, {len(self.samples.failed)} failed"),
+            (
+                "Samples",
+                str(len(y)),
+                f"{rows} source rows, {y.mean():.0%} hallucinated, {len(self.samples.failed)} failed",
+            ),
             ("Monitor follows", named(rule["statistic"]), f"{rule['direction']} is risky"),
             ("Its AUROC", number(follows["value"]), f"{_interval(follows['interval'])} on the {self.where}"),
         ]
@@ -441,17 +461,18 @@ def _shown(entry: Mapping[str, Any]) -> str:
 
 
 READING = (
-    "Every sample is a proposed answer that the model is asked to judge. A signal's score is the mean of its five largest "
-    "values over the tokens it then writes. P(No) is P(No) / (P(Yes) + P(No)) at the first of them; answer NLL is the "
-    "mean negative log-probability of the proposed answer's own tokens. Answer length, in characters, needs no model.",
-    "Which scores are risky, high or low, is not known beforehand and differs between models. It is chosen by AUROC on "
-    "calibration samples; 'AUROC raw' ignores the choice, so below 0.5 it says that low scores are risky. An AUROC in a "
-    "direction that was chosen on the same samples is flattered a little, a cross-fitted one is not.",
-    "AUROC beyond length: of what is left of a score when the part that rises or falls with the answer's length is taken "
-    "away. In some data sets hallucinated answers are simply longer.",
-    "The best threshold is picked on the calibration samples, so its recall tends to be lower on others. The "
-    "split-conformal one keeps its promise on average over calibrations, for any score. On held-out samples 'recall met' "
-    "is yes or no where the exact (Clopper-Pearson) interval lies on one side of the recall wanted, else undecided.",
+    "Every sample is a proposed answer that the model is asked to judge. A signal's score is the mean of its five "
+    "largest values over the tokens it then writes. P(No) is P(No) / (P(Yes) + P(No)) at the first of them; answer "
+    "NLL is the mean negative log-probability of the proposed answer's own tokens. Answer length, in characters, "
+    "needs no model.",
+    "Which scores are risky, high or low, is not known beforehand and differs between models. It is chosen by AUROC "
+    "on calibration samples; 'AUROC raw' ignores the choice, so below 0.5 it says that low scores are risky. An AUROC "
+    "in a direction that was chosen on the same samples is flattered a little, a cross-fitted one is not.",
+    "AUROC beyond length: of what is left of a score when the part that rises or falls with the answer's length is "
+    "taken away. In some data sets hallucinated answers are simply longer.",
+    "The best threshold is picked on the calibration samples, so its recall tends to be lower on others. The split- "
+    "conformal one keeps its promise on average over calibrations, for any score. On held-out samples 'recall met' is "
+    "yes or no where the exact (Clopper-Pearson) interval lies on one side of the recall wanted, else undecided.",
     "'Better' and 'worse' want an adjusted p below 0.05 (Benjamini and Hochberg over all comparisons). Everything is "
     "resampled by source row, so that the two answers to a question stay together.",
 )

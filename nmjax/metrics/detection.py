@@ -253,7 +253,9 @@ def _counted(y: np.ndarray, group: np.ndarray) -> dict:
     return {"n": len(y), "positives": int(y.sum()), "groups": int(group.max()) + 1, "base_rate": float(y.mean())}
 
 
-def _estimates(names: Sequence[str], statistic: Callable, group: np.ndarray, draws: int, seed: int, level: float) -> dict:
+def _estimates(
+    names: Sequence[str], statistic: Callable, group: np.ndarray, draws: int, seed: int, level: float
+) -> dict:
     """{"value", "interval"} by name of what `statistic` makes of weights [R, N], [R, names]."""
     values = statistic(np.ones((1, len(group))))[0]
     samples = stats.cluster_bootstrap(statistic, group, draws, seed)

@@ -100,7 +100,7 @@ def scores_figure(panels: Sequence[ScorePanel], columns: int = 3, bins: int = 24
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """A two-by-two table: `values [2, 2]` (None where there is nothing) decide the shade, `texts [2, 2]` are printed."""
+    """A two-by-two table: `values [2, 2]` (None: nothing) decide the shade, `texts [2, 2]` are printed."""
 
     title: str
     rows: tuple[str, str]
@@ -150,7 +150,9 @@ def forest_figure(rows: Mapping[str, Mapping[str, ForestRow]], x: str, chance: f
     tasks = list(dict.fromkeys(task for own in rows.values() for task in own))
     styles = line_styles(tasks)
     height = 0.3 + 0.13 * len(tasks)
-    figure = Figure(figsize=(7.6, height * len(rows) + 0.7), dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine())
+    figure = Figure(
+        figsize=(7.6, height * len(rows) + 0.7), dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine()
+    )
     axes = figure.subplots()
     for k, own in enumerate(rows.values()):
         for t, task in enumerate(tasks):

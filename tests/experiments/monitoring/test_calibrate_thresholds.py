@@ -217,11 +217,15 @@ def test_failed_samples_refuse_the_calibration_and_never_get_a_score(tmp_path, m
         items = watch(self, batch, width)
         if 0 in batch:
             k = list(batch).index(0)
-            items[k] = {key: items[k][key] for key in ("id", "task", "row", "label")} | {"failed": "pri is nan at step 1"}
+            items[k] = {key: items[k][key] for key in ("id", "task", "row", "label")} | {
+                "failed": "pri is nan at step 1"
+            }
         return items
 
     monkeypatch.setattr(Watcher, "watch", broken)
-    with pytest.raises(ValueError, match=r"1 of 24 samples failed, more than --max_failed=0 allows; the first: bundled_"):
+    with pytest.raises(
+        ValueError, match=r"1 of 24 samples failed, more than --max_failed=0 allows; the first: bundled_"
+    ):
         run(tmp_path)
     (partial,) = tmp_path.iterdir()
     assert partial.name.endswith(".partial.jsonl")
@@ -249,8 +253,8 @@ def test_a_prompt_beyond_the_context_is_a_failed_sample(tmp_path):
 def test_the_answers_tokens_are_found_in_a_chat():
     watchers = [prepare(Settings(chat_template=chat, **FAST)).watcher for chat in (False, True)]
     decode = watchers[0].lm.tokenizer.decode
-    for plain, chat, judgement in zip(*([*zip(w.prompts, w.spans, strict=True)] for w in watchers), watchers[0].judgements,
-                                      strict=True):  # fmt: skip
+    plain_rows, chat_rows = ([*zip(w.prompts, w.spans, strict=True)] for w in watchers)
+    for plain, chat, judgement in zip(plain_rows, chat_rows, watchers[0].judgements, strict=True):
         assert plain[0] != chat[0]
         for ids, span in (plain, chat):
             assert decode(ids[slice(*span)]).strip() == judgement.answer
@@ -296,7 +300,9 @@ def test_validation_never_tunes(calibrated, validated):
         sign = 1 if stored["statistics"][key]["direction"] == "high" else -1
         flagged = sign * s >= sign * stored["statistics"][key]["best"]["tau"]
         at = result["performance_at_calibrated_thresholds"][name]
-        assert at["precision"] == pytest.approx(y[flagged].mean()) and at["recall"] == pytest.approx(flagged[y == 1].mean())
+        assert at["precision"] == pytest.approx(y[flagged].mean()) and at["recall"] == pytest.approx(
+            flagged[y == 1].mean()
+        )
         assert result["auroc_and_prauc"][name]["auroc"] == pytest.approx(roc_auc_score(y, sign * s))
     weights = stored["joint_model_weights"]
     joint = sum(weights[w] * np.array([item["scores"][key] for item in items]) for w, key in
@@ -387,7 +393,9 @@ def command(folder, *flags):
 @pytest.mark.slow
 def test_killed_run_goes_on(tmp_path, calibrated):
     flags = [f"--{name}={value}" for name, value in FAST.items()]
-    process = subprocess.Popen(command(tmp_path, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         logs = list(tmp_path.glob("*.partial.jsonl"))
