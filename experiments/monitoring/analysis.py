@@ -173,7 +173,7 @@ def _folds(s: Scored) -> int:
 
 
 def held_out(s: Scored, calibrated: Mapping[str, Any], choices: Choices) -> tuple[Findings, Values]:
-    """The calibrated statistics on other samples than they were calibrated on; directions, weights, thresholds as stored.
+    """The calibrated statistics on samples that they were not calibrated on; all that is learnt is as stored.
 
     As `calibrate` without what is learnt; every statistic has "recall_checks" of both thresholds, and "monitor" those
     of the rule that the monitor follows.

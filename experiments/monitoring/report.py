@@ -136,6 +136,20 @@ class Report:
         for rival in compared:
             worse = [name for name, entry in compared[rival].items() if entry["verdict"] == "loses"]
             lines.append(f"Worse than {PLACES[rival]}: {listed(worse)}.")
+        return lines + self._within_tasks()
+
+    def _within_tasks(self) -> list[str]:
+        """A rival may be strong in each task and cancel over all of them; this tells."""
+        tasks = self.findings["by_task"]
+        if len(tasks) == 1:
+            return []
+        told = dict.fromkeys((*RIVALS, self.findings["monitor"]["statistic"]))
+        lines = [
+            "The above is over all tasks together. Within tasks, AUROC of the score as it is (low is risky below 0.5):"
+        ]
+        for task, own in tasks.items():
+            values = [f"{named(name)} {_shown(own[name]['auroc_raw'])}" for name in told if name in own]
+            lines.append(f"{task}: {'; '.join(values)}.")
         return lines
 
     def log_lines(self) -> list[str]:
@@ -202,7 +216,7 @@ class Report:
             "Against length and P(No)": [self._rivals_table(rival) for rival in self.findings["comparisons"]],
         }
         if len(self.findings["by_task"]) > 1:
-            found["By task"] = [self._task_table()]
+            found["By task"] = [self._task_table("auroc_raw"), self._task_table("auroc")]
         found["Combinations"] = [self._combination_table()]
         found["Label by score"] = [self._label_table(name) for name in ("hbar_s", "pri")]
         found["Flags side by side"] = [self._flags_table()]
@@ -285,13 +299,17 @@ class Report:
         )
         return Table(["statistic", "AUROC", "difference", "p", "adjusted", "verdict"], rows, caption)
 
-    def _task_table(self) -> Table:
+    def _task_table(self, which: str) -> Table:
         tasks = self.findings["by_task"]
         rows = [
-            [named(name), _shown(e["at_best"]["auroc"]), *(_shown(own[name]["auroc"]) for own in tasks.values())]
+            [named(name), _shown(e["at_best"][which]), *(_shown(own[name][which]) for own in tasks.values())]
             for name, e in self._in_order()
         ]
-        return Table(["statistic", "all tasks", *tasks], rows, "AUROC in the direction of all tasks together")
+        captions = {
+            "auroc_raw": "AUROC of the score as it is; on both sides of 0.5 where tasks differ in direction",
+            "auroc": "AUROC in the direction of all tasks together",
+        }
+        return Table(["statistic", "all tasks", *tasks], rows, captions[which])
 
     def _combination_table(self) -> Table:
         rows = []
