@@ -41,7 +41,6 @@ IN_FIGURES = ("hbar_s", "pri", "joint", P_NO, LENGTH)
 IN_VERDICTS = ("hbar_s", "pri", "joint")
 PLACES = {LENGTH: "the length of the answer", P_NO: "the model's own P(No)"}
 MEANS = {"beats": "supported", "loses": "contradicted", "neither": "undecided"}
-FLAGGED = {"q1": "neither", "q2": "both", "q3": "PRI alone", "q4": "hbar_s alone"}
 
 
 def named(statistic: str) -> str:
@@ -344,8 +343,13 @@ class Report:
 
     def _flags_table(self) -> Table:
         rows = [
-            [FLAGGED[q], str(cell["count"]), str(cell["hallucinated"]), with_interval(cell["rate"], cell["interval"])]
-            for q, cell in self.findings["flags_side_by_side"].items()
+            [
+                cell["flagged_by"],
+                str(cell["count"]),
+                str(cell["hallucinated"]),
+                with_interval(cell["rate"], cell["interval"]),
+            ]
+            for cell in self.findings["flags_side_by_side"].values()
         ]
         return Table(["flagged by", "samples", "hallucinated", "rate"], rows, "PRI and hbar_s at their best thresholds")
 

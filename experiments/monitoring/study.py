@@ -161,9 +161,8 @@ def prepare_validation(settings: ValidationSettings, calibrated: Mapping[str, An
 
 def check(settings: Settings) -> None:
     """Raises ValueError for numbers that nothing can be done with."""
-    for name in ("min_recall",):
-        if not 0 < (value := getattr(settings, name)) < 1:
-            raise ValueError(f"--{name}={value}; wanted a share between 0 and 1")
+    if not 0 < settings.min_recall < 1:
+        raise ValueError(f"--min_recall={settings.min_recall}; wanted a share between 0 and 1")
     if not 0 <= settings.max_failed < 1:
         raise ValueError(f"--max_failed={settings.max_failed}; wanted a share from 0 to below 1")
     ends = {name: getattr(settings, name) for name in ("tau_start", "tau_stop", "tau_step")}
