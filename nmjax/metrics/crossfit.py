@@ -122,9 +122,7 @@ def combine(
         ranks = ranking.score_auroc(p, y, weights), ranking.score_average_precision(p, y, weights)
         return np.stack(ranks, axis=-1)
 
-    model = _fitted(x, y)
-    scaler, logistic = model[0], model[1]
-    weights = logistic.coef_[0] / scaler.scale_
+    weights, intercept = fit_logistic(x, y)
     estimates, samples = statistic(np.ones((1, len(y))))[0], stats.cluster_bootstrap(statistic, group, draws, seed)
     auroc, average_precision = (
         {"value": stats.defined(estimates[m]), "interval": stats.defined_interval(samples[:, m], level)} for m in (0, 1)
@@ -132,7 +130,7 @@ def combine(
     return {
         "names": list(names),
         "weights": {name: float(w) for name, w in zip(names, weights, strict=True)},
-        "intercept": float(logistic.intercept_[0] - weights @ scaler.mean_),
+        "intercept": intercept,
         "probabilities": p.tolist(),
         "auroc": auroc,
         "average_precision": average_precision,
@@ -142,6 +140,15 @@ def combine(
         "folds": folds,
         "penalty_c": PENALTY_C,
     }
+
+
+def fit_logistic(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, float]:
+    """Weights [F] and intercept of the logistic regression on `features [N, F]` as they come, penalised as above."""
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=bool)
+    _check_both(y)
+    scaler, logistic = _fitted(x, y)
+    weights = logistic.coef_[0] / scaler.scale_
+    return weights, float(logistic.intercept_[0] - weights @ scaler.mean_)
 
 
 def _fitted(x: np.ndarray, y: np.ndarray):

@@ -14,6 +14,7 @@ are in `nmjax.metrics.conformal`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -203,28 +204,62 @@ def detection_report(
     one is, or if there is a single group.
     """
     s, y = check_scores(scores, labels)
-    group, risk, flagged = check_groups(groups, len(s)), sign(direction) * s, flags(s, tau, direction)
-    columns = np.stack([flagged & y, flagged, y, np.ones(len(y))], axis=1)
-    names = ("auroc_raw", "auroc", "average_precision", "precision", "recall", "f1", "flag_rate")
+    group, risk = check_groups(groups, len(y)), sign(direction) * s
+    at_tau = _found_by(flags(s, tau, direction), y)
 
-    def statistic(weights: np.ndarray) -> np.ndarray:  # [R, N] -> [R, names]
+    def statistic(weights: np.ndarray) -> np.ndarray:  # [R, N] -> [R, 3 + 4]
         auroc = ranking.score_auroc(risk, y, weights)
         average_precision = ranking.score_average_precision(risk, y, weights)
+        ranks = np.stack([auroc if direction == "high" else 1 - auroc, auroc, average_precision], axis=-1)
+        return np.concatenate([ranks, at_tau(weights)], axis=-1)
+
+    names = ("auroc_raw", "auroc", "average_precision", *_AT_TAU)
+    head = {"direction": direction, "tau": None if tau is None else float(tau), "level": level}
+    return _counted(y, group) | head | _estimates(names, statistic, group, draws, seed, level)
+
+
+def flag_report(
+    flagged: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike,
+    draws: int = stats.DRAWS,
+    seed: int = 0,
+    level: float = stats.LEVEL,
+) -> dict:
+    """What `flagged [N]` (booleans) finds: `detection_report` without what needs a score, from the same draws."""
+    f, y = check_scores(flagged, labels)
+    group = check_groups(groups, len(y))
+    found = _estimates(_AT_TAU, _found_by(f > 0, y), group, draws, seed, level)
+    return _counted(y, group) | {"level": level} | found
+
+
+_AT_TAU = ("precision", "recall", "f1", "flag_rate")
+
+
+def _found_by(flagged: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The rates _AT_TAU of booleans [N], as a function of weights: [R, N] -> [R, 4]."""
+    columns = np.stack([flagged & y, flagged, y, np.ones(len(y))], axis=1)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
         tp, flag_count, positives, total = (weights @ columns).T
         with np.errstate(invalid="ignore"):
-            at_tau = tp / flag_count, tp / positives, 2 * tp / (flag_count + positives), flag_count / total
-        return np.stack([auroc if direction == "high" else 1 - auroc, auroc, average_precision, *at_tau], axis=-1)
+            rates = tp / flag_count, tp / positives, 2 * tp / (flag_count + positives), flag_count / total
+        return np.stack(rates, axis=-1)
 
-    estimates, samples = statistic(np.ones((1, len(y))))[0], stats.cluster_bootstrap(statistic, group, draws, seed)
+    return statistic
+
+
+def _counted(y: np.ndarray, group: np.ndarray) -> dict:
+    return {"n": len(y), "positives": int(y.sum()), "groups": int(group.max()) + 1, "base_rate": float(y.mean())}
+
+
+def _estimates(
+    names: Sequence[str], statistic: Callable, group: np.ndarray, draws: int, seed: int, level: float
+) -> dict:
+    """{"value", "interval"} by name of what `statistic` makes of weights [R, N], [R, names]."""
+    values = statistic(np.ones((1, len(group))))[0]
+    samples = stats.cluster_bootstrap(statistic, group, draws, seed)
     return {
-        "n": len(y),
-        "positives": int(y.sum()),
-        "groups": int(group.max()) + 1,
-        "base_rate": float(y.mean()),
-        "direction": direction,
-        "tau": None if tau is None else float(tau),
-        "level": level,
-    } | {
-        name: {"value": stats.defined(estimates[m]), "interval": stats.defined_interval(samples[:, m], level)}
+        name: {"value": stats.defined(values[m]), "interval": stats.defined_interval(samples[:, m], level)}
         for m, name in enumerate(names)
     }

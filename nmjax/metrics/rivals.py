@@ -35,26 +35,45 @@ def compare_aurocs(
     Returns "auroc_a", "auroc_b", "directions", "difference", its bootstrap "interval" over groups and "p_value", the
     two-sided one that goes with it: twice the share of draws on the far side of 0. All None where one label is missing.
     """
-    (first, y), (second, _) = check_scores(a, labels), check_scores(b, labels)
-    group = check_groups(groups, len(y))
-    chosen = directions or ["low" if ranking.score_auroc(s, y) < 0.5 else "high" for s in (first, second)]
-    risks = [sign(direction) * s for direction, s in zip(chosen, (first, second), strict=True)]
-    auroc_a, auroc_b = (ranking.score_auroc(risk, y) for risk in risks)
+    return compare_all([a, b], labels, groups, [(0, 1)], draws, seed, directions, level)[0]
 
-    def difference(weights: np.ndarray) -> np.ndarray:
-        return ranking.score_auroc(risks[0], y, weights) - ranking.score_auroc(risks[1], y, weights)
 
-    samples = stats.cluster_bootstrap(difference, group, draws, seed)
-    samples = samples[~np.isnan(samples)]
-    tail = 1 + min((samples <= 0).sum(), (samples >= 0).sum())
-    return {
-        "auroc_a": stats.defined(auroc_a),
-        "auroc_b": stats.defined(auroc_b),
-        "directions": list(chosen),
-        "difference": stats.defined(auroc_a - auroc_b),
-        "interval": stats.defined_interval(samples, level),
-        "p_value": min(1.0, float(2 * tail / (1 + len(samples)))) if len(samples) else None,
-    }
+def compare_all(
+    signals: Sequence[ArrayLike],
+    labels: ArrayLike,
+    groups: ArrayLike,
+    pairs: Sequence[tuple[int, int]],
+    draws: int = stats.DRAWS,
+    seed: int = 0,
+    directions: Sequence[str] | None = None,
+    level: float = stats.LEVEL,
+) -> list[dict]:
+    """`compare_aurocs` for several `pairs` (indices) of the `signals`, each [N]; every signal is resampled once."""
+    (_, y), group = check_scores(signals[0], labels), check_groups(groups, len(np.asarray(labels)))
+    checked = [check_scores(s, labels)[0] for s in signals]
+    chosen = directions or ["low" if ranking.score_auroc(s, y) < 0.5 else "high" for s in checked]
+    risks = [sign(direction) * s for direction, s in zip(chosen, checked, strict=True)]
+
+    def aurocs(weights: np.ndarray | None) -> np.ndarray:  # [R, N] -> [R, signals]
+        return np.stack([ranking.score_auroc(risk, y, weights) for risk in risks], axis=-1)
+
+    values, draws_of = aurocs(None), stats.cluster_bootstrap(aurocs, group, draws, seed)
+    found = []
+    for i, j in pairs:
+        samples = draws_of[:, i] - draws_of[:, j]
+        samples = samples[~np.isnan(samples)]
+        tail = 1 + min((samples <= 0).sum(), (samples >= 0).sum())
+        found.append(
+            {
+                "auroc_a": stats.defined(values[i]),
+                "auroc_b": stats.defined(values[j]),
+                "directions": [chosen[i], chosen[j]],
+                "difference": stats.defined(values[i] - values[j]),
+                "interval": stats.defined_interval(samples, level),
+                "p_value": min(1.0, float(2 * tail / (1 + len(samples)))) if len(samples) else None,
+            }
+        )
+    return found
 
 
 def residualised_auroc(

@@ -13,7 +13,7 @@ import pathlib
 import platform
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -176,7 +176,8 @@ class JsonlLog:
     The first line holds the plan and its hash; the plan says everything that decides a batch's numbers. Opening an
     existing log with the same plan reads the batches back into `done` (batch number -> record); a last line without
     its line end was torn by a kill and is dropped. A log of another plan is an error, never mixed in. With
-    `resume=False` an existing log is overwritten. The open file is locked, so two runs cannot write one log.
+    `resume=False` an existing log is overwritten. The open file is locked, so two runs cannot write one log. `keep`
+    says what of a record stays in memory, in `done`; the file has all of it.
 
         with JsonlLog(path, plan) as log:
             for k in range(batches):
@@ -187,8 +188,15 @@ class JsonlLog:
     that occurs twice; OSError if another process writes this log.
     """
 
-    def __init__(self, path: str | os.PathLike, plan: Mapping[str, Any], resume: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        plan: Mapping[str, Any],
+        resume: bool = True,
+        keep: Callable[[Any], Any] = lambda record: record,
+    ):
         self.path = pathlib.Path(path)
+        self._keep = keep
         self.plan_hash = content_hash(plan)
         self.done: dict[int, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +216,7 @@ class JsonlLog:
         if batch in self.done:
             raise ValueError(f"batch {batch} is in {self.path} already")
         self._write({"batch": batch, "record": record})
-        self.done[batch] = jsonable(record)  # what a resumed run would read, so both go on alike
+        self.done[batch] = jsonable(self._keep(record))  # what a resumed run would read, so both go on alike
 
     def close(self) -> None:
         """Release the file and its lock."""
@@ -239,11 +247,8 @@ class JsonlLog:
     def _read(self) -> bool:
         """Fill `done` from the file and cut a torn tail off; False if there is no whole header yet."""
         self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        number = 0
+        for number, line in enumerate(self._whole_lines(), start=1):
             where = f"{self.path}, line {number}"
             try:
                 entry = json.loads(line)
@@ -261,8 +266,18 @@ class JsonlLog:
             elif entry["batch"] in self.done:
                 raise ValueError(f"{where} repeats batch {entry['batch']}; --noresume starts anew")
             else:
-                self.done[entry["batch"]] = entry["record"]
-        return bool(whole)
+                self.done[entry["batch"]] = self._keep(entry["record"])
+        return number > 0
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """The lines that were not torn; what comes behind them is cut off."""
+        end = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                self._file.truncate(end)
+                return
+            end += len(line)
+            yield line
 
     def _write(self, entry: Any) -> None:
         self._file.write(dump_json(entry).encode("utf-8") + b"\n")

@@ -177,3 +177,11 @@ def test_same_draws_whatever_the_chunk(monkeypatch):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_report_of_flags_is_that_of_their_threshold():
+    scores, labels, groups = twins(np.random.default_rng(3), 40)
+    whole = detection.detection_report(scores, labels, groups, 0.3, "high", draws=200)
+    flags = detection.flag_report(scores >= 0.3, labels, groups, draws=200)
+    assert flags == {key: whole[key] for key in flags} and 0 < flags["flag_rate"]["value"] < 1
+    assert flags.keys() == {"n", "positives", "groups", "base_rate", "level", "precision", "recall", "f1", "flag_rate"}

@@ -18,6 +18,17 @@ def study(rng, n, signal, by_length=0.0, length_tells=1.0):
     return own + by_length * np.log(length), length, labels, groups
 
 
+def test_many_comparisons_are_those_of_each_pair():
+    scores, length, labels, groups = study(np.random.default_rng(0), 60, signal=1.0)
+    signals, directions = [scores, length, -scores], ("high", "high", "low")
+    many = rivals.compare_all(signals, labels, groups, [(0, 1), (2, 1)], draws=200, directions=directions)
+    each = [
+        rivals.compare_aurocs(signals[i], length, labels, groups, draws=200, directions=(directions[i], "high"))
+        for i in (0, 2)
+    ]
+    assert many == each and many[0]["difference"] == pytest.approx(many[1]["difference"]) != 0
+
+
 def test_comparison_detects_a_better_signal_in_whatever_direction():
     scores, length, labels, groups = study(np.random.default_rng(0), 150, signal=2.5, length_tells=0.3)
     found = rivals.compare_aurocs(scores, length, labels, groups, draws=500)

@@ -204,3 +204,14 @@ def test_sigkill_loses_at_most_the_batch_in_flight(tmp_path):
     assert done.returncode == -signal.SIGKILL
     with results.JsonlLog(path, PLAN) as log:
         assert log.done == {k: [k] for k in range(4)}
+
+
+def test_log_keeps_in_memory_what_it_is_told_to(tmp_path):
+    keep = lambda record: {"score": record["score"]}  # noqa: E731
+    with results.JsonlLog(tmp_path / "log.jsonl", PLAN, keep=keep) as log:
+        log.append(0, {"score": 1, "steps": [1, 2, 3]})
+        assert log.done == {0: {"score": 1}}
+    with results.JsonlLog(tmp_path / "log.jsonl", PLAN, keep=keep) as log:
+        assert log.done == {0: {"score": 1}}
+    with results.JsonlLog(tmp_path / "log.jsonl", PLAN) as log:
+        assert log.done == {0: {"score": 1, "steps": [1, 2, 3]}}

@@ -1,0 +1,1 @@
+"""Parts of the experiments `calibrate_thresholds` and `validate_thresholds`."""
