@@ -101,7 +101,7 @@ def generate(
       num_return_sequences: copies of every row, next to each other.
       width: padded prompt length; None = a bucket that holds the longest. Fix it over a data set to compile once.
       batch_size: rows run together; None = as many as fit in memory.
-      monitor: watches every step and may halt rows; see `signals.make_monitor`.
+      monitor: watches every step and may halt rows; of as many rows as prompts, see `signals.make_monitor`.
     Raises:
       ValueError: bad input, before any compute; the message names the argument, the value seen and the value wanted.
     """
@@ -109,6 +109,9 @@ def generate(
     copies = num_return_sequences
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
         raise ValueError(f"num_return_sequences={copies!r}, wanted an integer >= 1")
+
+    if monitor is not None and len(monitor.tau) != len(ids):
+        raise ValueError(f"monitor is one of {len(monitor.tau)} rows, wanted {len(ids)}, one a prompt")
 
     def rowwise(argument, value, dtype, low, high=None):
         return np.repeat(per_row(argument, value, len(ids), dtype, low, high), copies)

@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nmjax.interventions.effect import static
+from nmjax.interventions.effect import check_number, static
 from nmjax.rows import per_row
+from nmjax.sampling import argmax
 
 EPS_MU, EPS_UNIT, LEAST_P = 1e-2, 1e-8, 1e-10
 STEEPEST = 50.0  # the exponent of pfail is kept within this
@@ -48,10 +49,10 @@ class Rule(flax.struct.PyTreeNode):
     A row is flagged where the statistic is at or above tau (`sign` 1), or at or below it (-1).
     """
 
-    weights: Any  # float32 [F]
-    intercept: Any  # float32 []
-    tau: Any  # float32 []
-    sign: Any  # float32 []
+    weights: Any  # [F], these are float64 on the host and float32 in the loop
+    intercept: Any  # []
+    tau: Any  # []
+    sign: Any  # []
     signals: tuple[str, ...] = static(default=("hbar_s",))  # [F]
 
     def flags(self, means: dict[str, jax.Array]) -> jax.Array:
@@ -71,7 +72,7 @@ class Monitor(flax.struct.PyTreeNode):
     yes: Any  # int32 [E], tokens that say yes, -1 pads
     no: Any  # int32 [E]
     rule: Rule | None = None  # in place of pfail
-    k_top: int = static(default=5)
+    k_top: int = static(default=5)  # of the rule
 
     def take(self, rows: np.ndarray) -> Monitor:
         """The monitor of the given rows, in their order."""
@@ -158,7 +159,10 @@ class Seen(flax.struct.PyTreeNode):
 def signals(p, states) -> dict[str, jax.Array]:
     """The signals that need no choice: from predictions p [B, V] and states [L, B, D], each [B]."""
     L = states.shape[0]
-    gini = 1 - (p * p).sum(-1)
+    # 1 - sum p^2, but 1 less a p near 1 is the sum of the others: delta_mu magnifies the rounding by 500.
+    others = jnp.where(jnp.arange(p.shape[-1]) == argmax(p)[:, None], 0, p)
+    rest = others.sum(-1)
+    gini = rest * (1 - rest) + (others * (1 - others)).sum(-1)
     u = _unit(states)
     precision = (gini + EPS_MU) ** -0.5
     found = {
@@ -204,12 +208,12 @@ def make_monitor(
         tau=per_row("tau", tau, rows, np.float32),
         lambda_=per_row("lambda_", lambda_, rows, np.float32),
         pfail_cutoff=per_row("pfail_cutoff", pfail_cutoff, rows, np.float32),
-        alpha=np.float32(alpha),
+        alpha=np.float32(check_number("alpha_pri", alpha, "a finite number")),
         every=np.int32(every),
         yes=_padded(yes),
         no=_padded(no),
         rule=rule,
-        k_top=int(k_top),
+        k_top=int(k_top) if rule is not None else 0,  # which nothing else reads, and which would be another program
     )
 
 

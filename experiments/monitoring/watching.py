@@ -19,7 +19,7 @@ from nmjax.data.judgements import Judgement
 from nmjax.data.question_prompts import chat_prompt
 from nmjax.interventions.inputs import preface_ids
 from nmjax.lm import LanguageModel
-from nmjax.monitor import ALPHA, NEVER, first_tokens, top_mean
+from nmjax.monitor import ALPHA, NEVER, top_mean, verdict_tokens
 from nmjax.report.results import JsonlLog
 from nmjax.rows import bucket
 from nmjax.signals import SIGNALS, make_monitor
@@ -30,16 +30,7 @@ LENGTH, P_NO = "answer_length", "p_no"
 BASELINES = (LENGTH, P_NO, "answer_nll", "first_max_prob", "first_entropy")
 """Scores that need no monitor: the answer's characters; P(No) / (P(Yes) + P(No)) at the first step; the mean negative
 log-probability of the answer's tokens; the largest probability and the entropy at the first step."""
-YES, NO = (" Yes", " yes", "Yes", "yes"), (" No", " no", "No", "no")
 K_TOP = 5
-
-
-def verdict_tokens(lm: LanguageModel) -> tuple[list[int], list[int]]:
-    """Tokens that begin a yes and a no and tell them apart; none where a tokenizer begins both with the same ones."""
-    yes, no = first_tokens(lm, YES), first_tokens(lm, NO)
-    both = set(yes) & set(no)
-    yes, no = [t for t in yes if t not in both], [t for t in no if t not in both]
-    return (yes, no) if yes and no else ([], [])
 
 
 def encode_judgement(lm: LanguageModel, judgement: Judgement, chat: bool) -> tuple[list[int], int, int]:
@@ -119,7 +110,7 @@ class Watcher:
                 "first_max_prob": float(seen["max_prob"][0]),
                 "first_entropy": float(seen["entropy"][0]),
             }
-            if yes:
+            if yes and no:
                 both = seen["p_yes"] + seen["p_no"]
                 scores[P_NO] = seen["p_no"] / both if both > 0 else math.nan
             if reason := not_finite(signals, scores):

@@ -164,7 +164,7 @@ def test_the_monitors_rule_is_the_best_cross_fitted_and_can_be_loaded(calibrated
     followed = [name for name in (*IN_LOOP, "joint") if name in statistics]
     assert rule["statistic"] == max(followed, key=lambda name: statistics[name]["auroc_crossfit"])
     loaded = load_rule(paths[".json"])
-    assert loaded.signals == tuple(rule["weights"]) and loaded.tau == np.float32(rule["tau"])
+    assert loaded.signals == tuple(rule["weights"]) and loaded.tau == rule["tau"]
 
 
 def test_direction_and_grid_as_asked(calibrated, tmp_path):
