@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -151,5 +152,62 @@ def assert_close():
         largest = max(1.0, np.abs(wanted[finite]).max(initial=0.0) if scale is None else scale)
         np.testing.assert_allclose(seen[finite], wanted[finite], rtol=0, atol=1e-5 * largest)
         return np.abs(seen[finite] - wanted[finite]).max(initial=0.0) / largest
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def signals_by_definition():
+    """Every signal of a monitor, one step and one layer after another in float64; NaN at steps between checks.
+
+    Takes logits [T, V], states [T, L, D] and tokens [T]; returns float64 [T] by name.
+    """
+
+    def one_step(x, h, token, before, tau, lambda_, alpha):
+        p = np.exp(x - x.max())
+        p = p / p.sum()
+        u = [layer / math.sqrt(layer @ layer + 1e-8) for layer in h]
+        L = len(u)
+        now = {"I_cat": 1 - (p * p).sum(), "max_prob": p.max(), "entropy": -sum(q * math.log(q) for q in p if q > 0)}
+        now["delta_mu"] = 1 / math.sqrt(now["I_cat"] + 0.01)
+        parts = {"": (0, L), "_early": (0, L // 4), "_middle": (L // 4, 3 * L // 4), "_final": (3 * L // 4, L)}
+        for name, (start, stop) in parts.items():
+            off = [v - sum(u[start:stop]) / (stop - start) for v in u[start:stop]]
+            now[f"delta_sigma{name}"] = math.sqrt(sum(v @ v for v in off) / (stop - start)) if off else 0.0
+            now[f"hbar_s{name}"] = math.sqrt(now["delta_mu"] * now[f"delta_sigma{name}"])
+        now["pfail"] = 1 / (1 + math.exp(-min(max(lambda_ * (now["hbar_s"] - tau), -50), 50)))
+        now["surprise"] = -math.log(min(max(p[token], 1e-10), 1))
+        now["delta_h"] = 0.0 if before is None else 1 - min(max(u[-1] @ before, -1), 1)
+        now["pri"] = now["surprise"] * (1 + alpha * now["delta_h"])
+        return now, u[-1]
+
+    def compute(logits, states, tokens, tau=2.0, lambda_=5.0, alpha=0.1, every=1):
+        logits, states = np.asarray(logits, np.float64), np.asarray(states, np.float64)
+        found, before = {}, None
+        for t, token in enumerate(tokens):
+            if (t + 1) % every == 0:
+                now, before = one_step(logits[t], states[t], token, before, tau, lambda_, alpha)
+                for name, value in now.items():
+                    found.setdefault(name, np.full(len(tokens), np.nan))[t] = value
+        return found
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def assert_signals():
+    """Equal within 1e-5 * max(1, |wanted|) at every step, NaN at the same ones; the largest deviation by name.
+
+    Surprises are differences of logits and have the rounding of those: there it is the largest |wanted| of all steps.
+    """
+
+    def check(seen, wanted):
+        largest = {}
+        for name, values in wanted.items():
+            scale = np.maximum(1, np.abs(values))
+            scale = np.nanmax(scale, initial=1) if name in ("surprise", "pri") else scale
+            np.testing.assert_allclose(seen[name] / scale, values / scale, rtol=0, atol=1e-5, err_msg=name)
+            largest[name] = float(np.nanmax(np.abs(seen[name] - values) / scale, initial=0))
+        return largest
 
     return check
