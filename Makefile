@@ -12,12 +12,15 @@ CHECK_PYTHON := import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.
 demo: $(SETUP)
 	$(PY) -m experiments.calibration_under_influence --max_questions=1000
 
-# Most of it is compilation, which a few processes share through a cache on disk.
+# Most of it is compilation, which a few processes share through a cache on disk. LLVM's optimizations are off, or it
+# would take half as long again; `test-slow` runs the engine's tests once more, compiled as users compile.
 test: $(SETUP)
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
+		$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(SETUP)
 	$(PY) -m pytest -m slow
+	$(PY) -m pytest tests/nmjax -n auto --maxprocesses 4 --dist loadfile
 
 # Live comparisons with torch. `parity-setup` is apart so that CI can tell "no torch to be had" from a failed test.
 parity: parity-setup

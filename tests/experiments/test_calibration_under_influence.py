@@ -190,7 +190,9 @@ def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(whole, tmp_pat
     assert first["plan"]["questions"] != other.description["questions"] and other.writers[0].seed == 1
 
 
-@pytest.mark.parametrize("batches_before", [0, 3, 7])
+@pytest.mark.parametrize(
+    "batches_before", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_interrupted_run_goes_on_and_gives_the_same_result(whole, tmp_path, monkeypatch, batches_before, capsys):
     """Stopped before anything, among the questions, among the texts."""
     unbroken, _ = run(whole, output_dir=str(tmp_path / "unbroken"))

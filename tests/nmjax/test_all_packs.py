@@ -70,6 +70,7 @@ def test_every_pack_moves_the_next_token(lm, packs):
             assert (distance > 1e-3).mean() >= 0.5, (name, distance)
 
 
+@pytest.mark.slow
 def test_at_dose_0_every_pack_is_no_pack(run, packs, together):
     zeros = run([pack.at(0) for pack in packs])
     nothing = run([None] * len(packs))

@@ -224,13 +224,13 @@ def test_continuations_token_by_token(tiny_lm, brute, assert_close):
     assert_close([row.sum() for row in seen], wanted, scale=20.0)
 
 
-def test_continuations_are_what_generate_reports(tiny_lm, in_company, cases, assert_close):
-    packs = [cases.interventions[name] for name in ("many", "decay_score")]
-    out = in_company(PROMPTS[:2], packs, max_new_tokens=8)
+def test_continuations_are_what_generate_reports(tiny_lm, assert_close):
+    packs = [pack(**SPECS[1]), pack(**SPECS[2])]
+    out = nmjax.generate(tiny_lm, PROMPTS[:2], packs, max_new_tokens=5, eos_token_id=[])
     seen = nmjax.continuation_logprobs(tiny_lm, PROMPTS[:2], out.tokens, packs)
     for row, wanted in zip(seen, out.logprobs, strict=True):
         assert_close(row, wanted, scale=20.0)
-    sober = nmjax.continuation_logprobs(tiny_lm, PROMPTS[:2], out.tokens)
+    sober = nmjax.continuation_logprobs(tiny_lm, PROMPTS[:2], out.tokens, [pack()] * 2)
     assert max(np.abs(a - b).max() for a, b in zip(sober, seen, strict=True)) > 1e-2
 
 

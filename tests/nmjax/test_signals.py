@@ -273,6 +273,7 @@ def write(lm, new):
     return nmjax.generate(lm, STORIES, **options, monitor=make_monitor(8, pfail_cutoff=NEVER))
 
 
+@pytest.mark.slow
 def test_stories(shared_data, signals_by_definition, assert_signals):
     """Prompts of four lengths, so padded on the left, greedy and sampled together."""
     lm = models.load(shared_data / "stories260K-hf")

@@ -150,6 +150,7 @@ def test_what_is_undefined_is_none():
     assert battery.measure(probs[:1], [0, 0, 1], draws=10).differences == [None]
 
 
+@pytest.mark.slow
 def test_intervals_of_differences_cover():
     """ECE's difference is covered although the calibrated side's ECE is nearly all bias."""
     probs, labels = study(np.random.default_rng(0), 500_000)

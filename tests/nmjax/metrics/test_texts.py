@@ -247,6 +247,7 @@ def pooled_ratio(groups):
     return np.divide(*texts.distinct([text for group in groups for text in group], 3))
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_pooled_ratio_covers_and_a_plain_bootstrap_does_not():
     truth = np.mean([pooled_ratio(topical(np.random.default_rng([0, trial]))) for trial in range(200)])
     trials, covered, plain = 120, 0, 0
