@@ -2,10 +2,11 @@
 
     python -m experiments.benchmark_calibration --output_dir=results/benchmark
 
-Sixteen doses of sharper attention and a colder sampler on the same questions, without and with five worked examples.
-The loop is how the published studies do it: one dose at a time, a hook that scales the queries, batches of eight, whole
-prompts. Ours runs all doses in one batch, and what the questions of a subject share once a dose. The cases take turns,
-so that a slow minute of the machine hits all of them; figures are medians. The loop needs torch (`make parity-setup`).
+Sixteen doses of sharper attention and a colder sampler on the same questions, without and with five worked examples;
+beside them the five causes of a pack at three doses each and `none`. The loop is how the published studies do it: one
+dose at a time, a hook that scales the queries, batches of eight, whole prompts. Ours runs all doses in one batch, and
+what the questions of a subject share once a dose. The cases take turns, so that a slow minute of the machine hits all
+of them; figures are medians. The loop needs torch (`make parity-setup`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from absl import flags
 from tqdm import tqdm
 
 import nmjax
-from experiments.calibration.arms import Arm
+from experiments.calibration.arms import CAUSES, Arm, from_causes
 from experiments.calibration.asking import Examinee, encode_prompts
-from experiments.calibration.study import shared_beginnings
+from experiments.calibration.study import shared_beginnings, with_placebos
 from models import checkpoint
 from nmjax import flags as nm_flags
 from nmjax.data.letters import letters_of
@@ -38,6 +39,7 @@ from nmjax.report.tables import Table, number
 FLAGS = flags.FLAGS
 FACTOR, HEAT = 1.9, 0.7  # of queries and temperature at dose 1
 LOOP_BATCH = 8
+WITHOUT, LOOP = "nmjax, as many rows without", "transformers, one dose at a time"
 
 
 def define_flags() -> None:
@@ -145,6 +147,7 @@ def main(_) -> None:
     questions = sample_by_subject(pool.questions, FLAGS.max_questions, FLAGS.seed)
     heads = np.argwhere(induction_heads(lm, on_empty="middle")).tolist()
     arms = sweep(heads, FLAGS.conditions)
+    causes = with_placebos(from_causes(CAUSES, "cocaine", ("0.1", "0.5", "1")), lm, FLAGS.seed)
     sober = [Arm(f"none {k}", nmjax.Intervention(), "none", 0.0, nmjax.Intervention()) for k in range(len(arms))]
     with_torch = FLAGS.torch and importlib.util.find_spec("torch") is not None
     rows, found = [], []
@@ -154,16 +157,17 @@ def main(_) -> None:
         shared = shared_beginnings(lm, questions, ids, examples, chat=False)
         letters = letters_of(lm, chat=False)
 
-        ours, plain = (
+        ours, plain, apart = (
             Examinee(FLAGS.model, lm, conditions, letters, questions, ids, shared, FLAGS.batch_size, FLAGS.seed)
-            for conditions in (arms, sober)
+            for conditions in (arms, sober, causes)
         )
         cases = [
             Case("nmjax, sweep", functools.partial(answers, ours)),
-            Case("nmjax, as many rows without", functools.partial(answers, plain)),
+            Case(WITHOUT, functools.partial(answers, plain)),
+            Case("nmjax, causes of a pack", functools.partial(answers, apart)),
         ]
         if with_torch:
-            cases.append(Case("transformers, one dose at a time", loop(folder, ours, heads)))
+            cases.append(Case(LOOP, loop(folder, ours, heads)))
         probs = {}
         for case in tqdm(cases, desc=f"{shots} shots: first run"):
             case.first, probs[case.name] = case.time()
@@ -176,19 +180,22 @@ def main(_) -> None:
             entry: dict[str, Any] = {
                 "shots": shots,
                 "case": case.name,
-                "conditions": len(arms),
+                "conditions": len(probs[case.name]),
                 "questions": len(questions),
                 "seconds": case.seconds,
                 "median_seconds": medians[case.name],
                 "compile_seconds": max(case.first - medians[case.name], 0.0),
                 "sweep_is_times_as_fast": medians[case.name] / ours_seconds,
-                "largest_difference": float(np.abs(probs[case.name] - probs[cases[0].name]).max()),
+                "cost_of_a_row_without": medians[case.name] * len(sober) / (medians[WITHOUT] * len(probs[case.name])),
             }
+            if case.name == LOOP:  # the same conditions another way
+                entry["largest_difference"] = float(np.abs(probs[case.name] - probs[cases[0].name]).max())
             found.append(entry)
-            same = "-" if "without" in case.name else f"{entry['largest_difference']:.1e}"
+            same = f"{entry['largest_difference']:.1e}" if "largest_difference" in entry else "-"
+            numbers = [entry[key] for key in ("sweep_is_times_as_fast", "cost_of_a_row_without")]
             rows.append([str(shots), case.name, number(entry["median_seconds"], 2), number(entry["compile_seconds"], 1),
-                         number(entry["sweep_is_times_as_fast"], 2), same])  # fmt: skip
-    headers = ["shots", "case", "seconds", "compile s", "sweep's speed / its", "largest difference"]
+                         *(number(x, 2) for x in numbers), same])  # fmt: skip
+    headers = ["shots", "case", "seconds", "compile s", "sweep's speed / its", "cost / without", "largest difference"]
     print(Table(headers, rows, f"{FLAGS.conditions} conditions x {len(questions)} questions").text())
     if FLAGS.torch and not with_torch:
         print("torch is not installed, so there is no loop to compare with: make parity-setup")

@@ -72,7 +72,10 @@ class Steer(Effect):
             added = sum(coefficients[:, m : m + 1] * bank[m] for m in range(len(bank)))
         added = added[:, None]  # [B, 1, D]
         if self.coef == "relative":
-            added = added * jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+            wide = x.astype(jnp.float32)
+            # A product with ones, not a sum: as in the models' RMSNorm, and several times faster on a CPU.
+            ones = jnp.ones((x.shape[-1], 1), jnp.float32)
+            added = added * jnp.sqrt(jnp.dot(wide * wide, ones, precision=jax.lax.Precision.HIGHEST))
         return x + added.astype(x.dtype)
 
     @classmethod
