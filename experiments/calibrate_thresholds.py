@@ -22,7 +22,8 @@ from absl import flags
 from experiments.monitoring.analysis import Choices, calibrate
 from experiments.monitoring.output import write_calibration
 from experiments.monitoring.study import CALIBRATE, SPLITS, Settings, Study, prepare
-from experiments.monitoring.watching import scored, watch_all, without_signals
+from experiments.monitoring.watching import watched, without_signals
+from models import checkpoint
 from nmjax import flags as nm_flags
 from nmjax import paths
 from nmjax.report import results
@@ -32,7 +33,7 @@ def define_flags() -> None:
     d = Settings()
     flags.DEFINE_string("model", d.model, "Checkpoint: a folder, or a hub id.")
     flags.DEFINE_string("model_name", d.model_name, "How the files' names begin; default: the model's own name.")
-    flags.DEFINE_enum("dtype", d.dtype, ["float32", "bfloat16", "float16"], "Converts the weights; default: as stored.")
+    flags.DEFINE_enum("dtype", d.dtype, list(checkpoint.DTYPES), "Converts the weights; default: as stored.")
     flags.DEFINE_string(
         "dataset",
         d.dataset,
@@ -107,13 +108,7 @@ def choices_of(settings: Settings) -> Choices:
 def run(study: Study, log: results.JsonlLog) -> list[pathlib.Path]:
     """Both passes; returns the paths written. Raises ValueError where too many samples failed; the log stays."""
     with log:
-        if log.done:
-            print(
-                f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish."
-            )
-        watch_all(study.watcher, log)
-        samples = scored(study.watcher, log)
-        samples.check(study.settings.max_failed)
+        samples = watched(study.watcher, log, study.settings.max_failed)
         findings, values = calibrate(samples, choices_of(study.settings))
         return write_calibration(study, samples, findings, values, log)
 

@@ -27,6 +27,7 @@ from experiments.calibration.arms import CAUSES
 from experiments.calibration.output import write
 from experiments.calibration.report import Report
 from experiments.calibration.study import BUNDLED, BUNDLED_INSTRUCT, NAME, Settings, Study, prepare
+from models import checkpoint
 from nmjax import flags as nm_flags
 from nmjax import paths
 from nmjax.report import results
@@ -41,7 +42,7 @@ def define_flags() -> None:
         "A second checkpoint that runs the same battery: --model's instruction-tuned variant. "
         f"Default: {BUNDLED_INSTRUCT} beside {BUNDLED}, none beside any other; 'none' for none.",
     )
-    flags.DEFINE_enum("dtype", d.dtype, ["float32", "bfloat16", "float16"], "Converts the weights; default: as stored.")
+    flags.DEFINE_enum("dtype", d.dtype, list(checkpoint.DTYPES), "Converts the weights; default: as stored.")
     flags.DEFINE_list("packs", list(d.packs), "Packs, by name or by the path of a JSON file.")
     flags.DEFINE_list("intensities", d.intensities, "Doses, one a pack; default 1.0 each.")
     flags.DEFINE_list("arms", d.arms, f"In place of --packs: causes, some of {', '.join(CAUSES)}, each at all --doses.")

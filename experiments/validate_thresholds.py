@@ -19,7 +19,7 @@ from experiments.calibrate_thresholds import choices_of, open_log
 from experiments.monitoring.analysis import held_out
 from experiments.monitoring.output import load_calibration, write_validation
 from experiments.monitoring.study import VALIDATE, Study, ValidationSettings, prepare_validation
-from experiments.monitoring.watching import scored, watch_all
+from experiments.monitoring.watching import watched
 from nmjax import flags as nm_flags
 from nmjax import paths
 from nmjax.report import results
@@ -49,13 +49,7 @@ def run(
 ) -> list[pathlib.Path]:
     """Watch and measure; returns the paths written. Raises ValueError where too many samples failed; the log stays."""
     with log:
-        if log.done:
-            print(
-                f"Going on after {len(log.done)} of {len(study.watcher.batches)} batches of a run that did not finish."
-            )
-        watch_all(study.watcher, log)
-        samples = scored(study.watcher, log)
-        samples.check(settings.max_failed)
+        samples = watched(study.watcher, log, settings.max_failed)
         findings, values = held_out(samples, calibrated, choices_of(study.settings))
         return write_validation(study, samples, findings, values, log, settings)
 

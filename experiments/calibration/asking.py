@@ -128,14 +128,16 @@ class Examinee:
             if not chosen:
                 continue
             rows = [i for i in padded for _ in chosen]
-            subject = self.questions[batch[0]].subject
-            prefix = self._prefix_of(subject) if chosen is self.sharing else None
+            if chosen is self.sharing:
+                prefix, wide = self._prefix_of(self.questions[batch[0]].subject), width
+            else:  # whole prompts, so with what `width` leaves out
+                prefix, wide = None, width + self.preface + max(map(len, self.shared.values()), default=0)
             scores = nmjax.score_choices(
                 self.lm,
                 [self.prompts[i] for i in rows],
                 self.choices,
                 packs=[self.arms[k].pack for k in chosen] * len(padded),
-                width=width + (self.preface if prefix is None else 0) + (self._skipped(subject, prefix)),
+                width=wide,
                 seed=self.seed,
                 row_ids=rows,  # one noise stream a question, the same for all arms, wherever the batches are cut
                 prefix=prefix,
@@ -161,10 +163,6 @@ class Examinee:
             packs = [self.arms[k].pack for k in self.sharing]
             self._prefix = subject, share_prefix(self.lm, [ids], packs, width=bucket(len(ids) + self.preface))
         return self._prefix[1]
-
-    def _skipped(self, subject: str, prefix: SharedPrefix | None) -> int:
-        """What `width`, which leaves the shared beginning out, lacks where it is not shared."""
-        return 0 if prefix is not None else max(map(len, self.shared.values()), default=0)
 
     # --- How the probabilities move with the dose ---------------------------------------------------------------------
 

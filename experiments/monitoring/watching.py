@@ -137,6 +137,8 @@ def without_signals(record: dict) -> dict:
 
 def watch_all(watcher: Watcher, log: JsonlLog) -> None:
     """Watch the batches that `log` does not have yet."""
+    if log.done:
+        print(f"Going on after {len(log.done)} of {len(watcher.batches)} batches of a run that did not finish.")
     already = sum(len(batch) for k, (batch, _) in enumerate(watcher.batches) if k in log.done)
     total = sum(len(batch) for batch, _ in watcher.batches)
     with tqdm(total=total, initial=already, unit="sample", desc=f"watching, {watcher.max_tokens} tokens each") as bar:
@@ -198,3 +200,11 @@ def scored(watcher: Watcher, log: JsonlLog) -> Scored:
         scores={name: np.array([found[i]["scores"][name] for i in kept], np.float64) for name in names},
         failed={watcher.judgements[i].id: failed[i] for i in sorted(failed)},
     )
+
+
+def watched(watcher: Watcher, log: JsonlLog, max_failed: float) -> Scored:
+    """The scores of all samples, those that `log` lacks watched now. Raises ValueError as `Scored.check`."""
+    watch_all(watcher, log)
+    samples = scored(watcher, log)
+    samples.check(max_failed)
+    return samples

@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from experiments import calibrate_thresholds, validate_thresholds
 from experiments.monitoring.output import load_calibration
 from experiments.monitoring.study import Settings, ValidationSettings, prepare, prepare_validation, row_key
-from experiments.monitoring.watching import IN_LOOP, Watcher
+from experiments.monitoring.watching import IN_LOOP, Watcher, watch_all
 from nmjax.monitor import generate_with_monitoring, load_rule, statistic
 from nmjax.report import results
 
@@ -201,7 +201,7 @@ def test_interrupted_run_goes_on_and_gives_the_same_result(calibrated, tmp_path,
 
 def test_signals_stay_on_disk(tmp_path):
     study = prepare(Settings(output_dir=str(tmp_path), **FAST | {"n_samples": 10}))
-    calibrate_thresholds.watch_all(study.watcher, log := calibrate_thresholds.open_log(study))
+    watch_all(study.watcher, log := calibrate_thresholds.open_log(study))
     log.close()
     kept = [item for record in log.done.values() for item in record["items"]]
     assert len(kept) == 10 and all("scores" in item and "signals" not in item for item in kept)
