@@ -7,6 +7,8 @@ Positions come from the `Context`, never from the slot a token sits in: masks an
 padding, a cache and shared prefixes are one mechanism.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from models.config import LlamaConfig
 from models.rope import rotate
 from nmjax.interventions.effect import Context, Effect, plain_context
 from nmjax.interventions.sites import ACTIVATIONS, visit
+from nmjax.row_sum import row_sum
 
 Cache = list[dict[str, jax.Array]]  # one {"k", "v"} of [B, K, S, H] a layer
 Effects = tuple[Effect, ...]
@@ -29,11 +32,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
-        # A product with ones, not a sum: XLA fuses a sum with whatever made its terms, and then the order of adding,
-        # so the last bit, depends on which effects are compiled in. An effect at dose 0 shall change no bit.
-        ones = jnp.ones((x.shape[-1], 1), jnp.float32)
-        square = jnp.dot(wide * wide, ones, precision=jax.lax.Precision.HIGHEST) / x.shape[-1]
-        wide = wide * jax.lax.rsqrt(square + self.eps)
+        wide = wide * jax.lax.rsqrt(row_sum(wide * wide) / x.shape[-1] + self.eps)
         return wide.astype(x.dtype) * scale
 
 
@@ -43,10 +42,11 @@ class Projection(nn.Module):
     equation: str
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None
+    init: nn.initializers.Initializer = _normal
 
     @nn.compact
     def __call__(self, x):
-        y = jnp.einsum(self.equation, x, self.param("kernel", _normal, self.shape))
+        y = jnp.einsum(self.equation, x, self.param("kernel", self.init, self.shape))
         return y if self.bias is None else y + self.param("bias", nn.initializers.zeros, self.bias)
 
 
@@ -68,26 +68,41 @@ class Attention(nn.Module):
         q, k = rotate(q, ctx.q_pos, c.rope), rotate(k, ctx.q_pos, c.rope)
         q = visit(self, "query", q, ctx, effects)
 
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]: a cache of this layout is updated in place
-        if cache is not None:
-            cache = {
-                "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, ctx.slot, axis=2),
-                "v": jax.lax.dynamic_update_slice_in_dim(cache["v"], v, ctx.slot, axis=2),
-            }
-            S = ctx.k_pos.shape[1]
-            k, v = cache["k"][:, :, :S], cache["v"][:, :, :S]
-
-        B, T, S = q.shape[0], q.shape[1], k.shape[2]
-        grouped = q.reshape(B, T, K, N // K, H)
-        scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * H**-0.5
-        scores = visit(self, "scores", scores.reshape(B, N, T, S), ctx, effects)
-        scores = jnp.where(visible(ctx, c.windows)[:, None], scores, jnp.finfo(jnp.float32).min)
-        pattern = visit(self, "pattern", jax.nn.softmax(scores, axis=-1), ctx, effects)
-        pattern = pattern.reshape(B, K, N // K, T, S).astype(v.dtype)
-        # Heads stay in front of tokens here: a batched matmul in this order is 7 times faster on a CPU at T = 1.
-        out = jnp.einsum("bkgts,bksh->bkgth", pattern, v).reshape(B, N, T, H).swapaxes(1, 2)
-        out = visit(self, "head_out", out, ctx, effects)
+        out, cache = attend(self, q, k, v, ctx, effects, cache, c.windows)
         return Projection("btnh,nhd->btd", (N, H, D), (D,) if c.out_bias else None, name="o")(out), cache
+
+
+def attend(
+    module: nn.Module, q, k, v, ctx: Context, effects: Effects, cache, windows=None, drop: Callable = lambda x: x
+):
+    """Head outputs [B, T, N, H] of queries [B, T, N, H], keys and values [B, T, K, H], and the cache that holds these.
+
+    Args:
+      module: whose sites `scores`, `pattern` and `head_out` are.
+      cache: {"k", "v"} of [B, K, S, H], or None to attend to this chunk only.
+      windows: see `visible`.
+      drop: what dropout does to the pattern.
+    """
+    H = q.shape[-1]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]: a cache of this layout is updated in place
+    if cache is not None:
+        cache = {
+            "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, ctx.slot, axis=2),
+            "v": jax.lax.dynamic_update_slice_in_dim(cache["v"], v, ctx.slot, axis=2),
+        }
+        S = ctx.k_pos.shape[1]
+        k, v = cache["k"][:, :, :S], cache["v"][:, :, :S]
+
+    (B, T, N), (K, S) = q.shape[:3], k.shape[1:3]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * H**-0.5
+    scores = visit(module, "scores", scores.reshape(B, N, T, S), ctx, effects)
+    scores = jnp.where(visible(ctx, windows)[:, None], scores, jnp.finfo(jnp.float32).min)
+    pattern = visit(module, "pattern", jax.nn.softmax(scores, axis=-1), ctx, effects)
+    pattern = drop(pattern).reshape(B, K, N // K, T, S).astype(v.dtype)
+    # Heads stay in front of tokens here: a batched matmul in this order is 7 times faster on a CPU at T = 1.
+    out = jnp.einsum("bkgts,bksh->bkgth", pattern, v).reshape(B, N, T, H).swapaxes(1, 2)
+    return visit(module, "head_out", out, ctx, effects), cache
 
 
 def visible(ctx: Context, windows: tuple[int, ...] | None) -> jax.Array:

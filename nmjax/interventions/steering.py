@@ -11,6 +11,7 @@ import numpy as np
 
 from nmjax.interventions.effect import Effect, check_number, shared, static
 from nmjax.interventions.where import checked_layers, layer_mask
+from nmjax.row_sum import row_sum
 
 COEFS = ("absolute", "relative")
 PLACEBOS = ("random", "orthogonal")
@@ -73,9 +74,7 @@ class Steer(Effect):
         added = added[:, None]  # [B, 1, D]
         if self.coef == "relative":
             wide = x.astype(jnp.float32)
-            # A product with ones, not a sum: as in the models' RMSNorm, and several times faster on a CPU.
-            ones = jnp.ones((x.shape[-1], 1), jnp.float32)
-            added = added * jnp.sqrt(jnp.dot(wide * wide, ones, precision=jax.lax.Precision.HIGHEST))
+            added = added * jnp.sqrt(row_sum(wide * wide))
         return x + added.astype(x.dtype)
 
     @classmethod

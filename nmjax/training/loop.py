@@ -223,10 +223,14 @@ def _passed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
+def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy in nats of each token: logits [..., V], targets int [...] -> [...]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
 def next_token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted mean cross-entropy in nats: logits [B, T, V], targets int [B, T], weights float [B, T] -> []."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+    return jnp.sum(token_losses(logits, targets) * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
 
 
 def language_model_loss(module) -> LossFn:
