@@ -11,7 +11,7 @@ No gradient flows through f_t, so pass 2 reads the keys and values that pass 1 l
 token (`two_pass_training_step`), at all of them one more forward in which every choice attends to the tokens before it
 and to itself (`lookahead_loss`). Both equal appending y and running anew.
 
-Modules are duck-typed: `told`, `branch`, `feed_back`, `unembed`, `init_cache` as in `models.minigpt.ConfidenceAwareGPT`.
+Modules are duck-typed: `told`, `branch`, `feed_back`, `unembed`, `init_cache` as in `models.minigpt`.
 B rows, L tokens of context, V vocabulary, M choices a position.
 """
 
