@@ -218,7 +218,7 @@ def main(argv):
     state, history = train(
         language_model_loss(module), initial_params(module, FLAGS.seed),
         grain.MapDataset.source(make_windows(tokenizer)), recipe, optimizer=make_muon(recipe, FLAGS.matrix_lr),
-        checkpoints=Checkpoints(FLAGS.work), on_record=watch,
+        checkpoints=Checkpoints(FLAGS.work), watch=watch,
     )  # fmt: skip
 
     models.save(LanguageModel(module, jax.device_get(state.params), tokenizer), FLAGS.output)

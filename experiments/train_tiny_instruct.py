@@ -93,7 +93,7 @@ def main(argv):
 
     state, history = train(
         language_model_loss(base.module), base.params, grain.MapDataset.source(data), recipe,
-        checkpoints=Checkpoints(FLAGS.work), on_record=watch,
+        checkpoints=Checkpoints(FLAGS.work), watch=watch,
     )  # fmt: skip
 
     models.save(LanguageModel(base.module, jax.device_get(state.params), base.tokenizer), FLAGS.output)

@@ -44,12 +44,12 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
-    def save(self, step: int, state: Any, history: list[dict]) -> None:
-        """Writes `state` (arrays) and `history` (strict JSON) as the checkpoint of `step`, and drops the oldest."""
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Writes `state` (arrays) and `notes` (strict JSON) as the checkpoint of `step`, and drops the oldest."""
         arrays, manifest = self._paths(step)
         shutil.rmtree(arrays, ignore_errors=True)
         ocp.save(arrays, dict(enumerate_leaves(state)))
-        content = {"step": step, "history": history, "sha256": _hashes(arrays)}
+        content = {"step": step, "notes": notes, "sha256": _hashes(arrays)}
         scratch = manifest.with_suffix(".tmp")
         with open(scratch, "w") as file:
             json.dump(content, file, allow_nan=False)
@@ -61,8 +61,8 @@ class Checkpoints:
             manifest.unlink()
             shutil.rmtree(arrays)
 
-    def load(self, like: Any, step: int | None = None) -> tuple[Any, list[dict]]:
-        """The state and history of `step` (None: the newest), in the structure, shapes and types of `like`.
+    def load(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The state and notes of `step` (None: the newest), in the structure, shapes and types of `like`.
 
         Raises:
             FileNotFoundError: if there is no complete checkpoint of that step.
@@ -84,7 +84,7 @@ class Checkpoints:
         wanted = dict(enumerate_leaves(like))
         loaded = ocp.load(arrays, jax.tree.map(_abstract, wanted))
         leaves = [loaded[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), content["history"]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), content["notes"]
 
     def _paths(self, step: int) -> tuple[Path, Path]:
         return self.folder / f"step_{step}", self.folder / f"step_{step}.json"

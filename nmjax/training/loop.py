@@ -1,13 +1,16 @@
 """The training loop: one step function, seeded batches by step, checkpoints that make a killed run go on in bits.
 
-`train` is given `loss_fn(params, batch, key) -> (loss, metrics)` and a data source indexed by step, so that the state
-of the data is the step itself; the key of step s is `fold_in(key(seed), s)`. Nothing else changes with time: a run that
-was killed and restarted computes what the unbroken run computes.
+`train` is given `loss_fn(params, batch, key) -> (loss, metrics)` and data indexed by step (or a Grain iterator, whose
+state is kept with the checkpoint); the key of step s is `fold_in(key(seed), s)`. Nothing else changes with time: a run
+that was killed and restarted computes what the unbroken run computes.
+
+Several seeds train together, as one program: then parameters, optimizer state and batches have a leading axis R.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +26,7 @@ from nmjax.training.checkpoint import Checkpoints
 Params = Any
 Batch = Any
 Metrics = dict[str, Any]
-LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+LossFn = Callable[..., tuple[jax.Array, Any]]
 
 
 class StepSource(Protocol):
@@ -33,11 +36,13 @@ class StepSource(Protocol):
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a run carries from step to step: `step` int32 [] (steps done), parameters, optimizer state."""
+    """What a run carries from step to step; the randomness of a step is that of `fold_in(key(seed), step)`."""
 
-    step: jax.Array
+    step: jax.Array  # int32 [], steps done
+    seed: jax.Array  # uint32 []
     params: Params
     opt_state: optax.OptState
+    carry: Any = None  # what the loss hands from step to step besides
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,10 @@ class TrainConfig:
         clip: largest global norm of the gradient.
         accumulate: micro-batches a step; every leaf of a batch is split along its first axis.
         scan: steps a compiled call runs (their batches are stacked); the numbers do not depend on it up to rounding.
-        log_every, save_every: steps between two records of the history, and between two checkpoints. Both are rounded
-            up to a whole number of calls.
-        seed: of the keys passed to the loss.
+        log_every, watch_every, save_every: steps between two records of the history, between two calls of `watch`
+            (0: as often as there are records), and between two checkpoints. The last two are rounded up to a whole
+            number of compiled calls.
+        seed: of the keys passed to the loss, where `train` is not given several.
     """
 
     steps: int
@@ -70,6 +76,7 @@ class TrainConfig:
     accumulate: int = 1
     scan: int = 1
     log_every: int = 50
+    watch_every: int = 0
     save_every: int = 500
     seed: int = 0
 
@@ -106,21 +113,25 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+def init_state(params: Params, optimizer: optax.GradientTransformation, seed=0, carry=None) -> TrainState:
+    """The state before the first step; `seed` may be traced."""
+    return TrainState(jnp.int32(0), jnp.asarray(seed, jnp.uint32), params, optimizer.init(params), carry)
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed: int = 0, accumulate: int = 1
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure step function: (state, batch) -> (next state, metrics).
 
     Gradients, loss and metrics are means over `accumulate` micro-batches, which equals the step on the whole batch
     where the loss is a mean over rows. Metrics gain `loss` and `grad_norm` (before clipping).
 
+    A loss that hands something on (`state.carry` is not None) is called as `loss_fn(params, batch, key, carry)` and
+    returns `(loss, (metrics, carry))`.
+
     Raises:
-        ValueError: at trace time, if a leaf's first axis is not a multiple of `accumulate`.
+        ValueError: at trace time, if a leaf's first axis is not a multiple of `accumulate`, or a loss that hands
+            something on is to accumulate.
     """
 
     def gradient(params, batch, key):
@@ -132,95 +143,143 @@ def make_step(
             raise ValueError(f"accumulate={accumulate} must divide the batch's first axis, got shape {leaf.shape}")
         return leaf.reshape(accumulate, leaf.shape[0] // accumulate, *leaf.shape[1:])
 
+    def accumulated(params, batch, key):
+        parts = jax.tree.map(split, batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+        keys = jax.random.split(key, accumulate)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], parts), keys[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (parts, keys))
+        return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if accumulate == 1:
-            grads, metrics = gradient(state.params, batch, key)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        carry = state.carry
+        if carry is not None:
+            if accumulate > 1:
+                raise ValueError(f"accumulate={accumulate} and a loss with a carry: wanted accumulate=1")
+            (loss, (metrics, carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key, carry)
+            metrics = {"loss": loss, **metrics}
         else:
-            parts = jax.tree.map(split, batch)
-
-            def add(total, part):
-                return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
-
-            keys = jax.random.split(key, accumulate)
-            shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda leaf: leaf[0], parts), keys[0])
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            total, _ = jax.lax.scan(add, zeros, (parts, keys))
-            grads, metrics = jax.tree.map(lambda leaf: leaf / accumulate, total)
+            grads, metrics = (accumulated if accumulate > 1 else gradient)(state.params, batch, key)
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
 
     return step
+
+
+def over_seeds(run: Callable) -> Callable:
+    """`run(state, batch)` for states and batches with a leading axis R: side by side, or on a CPU in turn.
+
+    A CPU is full with one, and its matrix products are slower with an axis in front.
+    """
+    if jax.default_backend() == "cpu":
+        return lambda states, batches: jax.lax.map(lambda pair: run(*pair), (states, batches))
+    return jax.vmap(run)
 
 
 def train(
     loss_fn: LossFn,
     params: Params,
-    data: StepSource,
+    data: StepSource | Iterator[Batch],
     config: TrainConfig,
     *,
+    seeds: Sequence[int] | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    carry: Any = None,
     checkpoints: Checkpoints | None = None,
-    progress: bool = True,
-    on_record: Callable[[Metrics, Params], Metrics | None] | None = None,
+    progress: bool | str = True,
+    watch: Callable[[Metrics, Params], Metrics | None] | None = None,
 ) -> tuple[TrainState, list[Metrics]]:
     """Runs `config.steps` steps, or what is left of them after the newest checkpoint.
 
     Args:
-        loss_fn: (params, batch, key) -> (loss [], dict of metrics []).
+        loss_fn: (params, batch, key) -> (loss [], dict of metrics []); see `make_step` for one with a carry.
         params: initial parameters; ignored (except for their shapes) when there is a checkpoint.
-        data: `data[step]` is the batch of that step, a pytree of arrays.
+        data: `data[step]` is the batch of that step, a pytree of arrays; or an iterator of batches, with `get_state`
+            and `set_state` where there are checkpoints.
+        seeds: trains one replica a seed; parameters, carry and every leaf of a batch have a leading axis R. None trains
+            one, without that axis, with `config.seed`.
         optimizer: None is `make_optimizer(config)`.
         checkpoints: where to save and to go on from; None keeps nothing.
-        progress: shows a bar with the time left.
-        on_record: called with every record of the history and the parameters of that moment; what it returns is added
-            to the record.
+        progress: shows a bar with the time left; a text names it.
+        watch: called with the newest record of the history and the parameters of that moment, every
+            `config.watch_every` steps and at the end; what it returns is added to the record.
 
     Returns:
-        The final state, and the history: one dict of floats every `log_every` steps, with its `step`.
+        The final state, and the history: a dict every `log_every` steps, of its `step` and of floats (with seeds, lists
+        of R floats).
 
     Raises:
-        FloatingPointError: if the loss stops being finite, at the next record.
+        FloatingPointError: if a loss stops being finite, at the next record.
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
-    state = init_state(params, optimizer)
+    if seeds is None:
+        state = init_state(params, optimizer, config.seed, carry)
+    else:
+        given = jnp.asarray(seeds, jnp.uint32)
+        state = jax.vmap(lambda p, s, c: init_state(p, optimizer, s, c))(params, given, carry)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:
-        state, history = checkpoints.load(state)
-    step_fn = make_step(loss_fn, optimizer, seed=config.seed, accumulate=config.accumulate)
+        state, notes = checkpoints.load(state)
+        history = notes["history"]
+        if hasattr(data, "set_state"):
+            data.set_state(notes["data"])
+    run = make_step(loss_fn, optimizer, accumulate=config.accumulate)
     if config.scan > 1:
-        run = jax.jit(lambda state, batches: jax.lax.scan(step_fn, state, batches), donate_argnums=0)
-    else:
-        run = jax.jit(step_fn, donate_argnums=0)
+        run = functools.partial(jax.lax.scan, run)
+    run = jax.jit(run if seeds is None else over_seeds(run), donate_argnums=0)
     state = jax.tree.map(jnp.copy, state)  # the first call gives its argument's memory away: not the caller's
 
-    done = int(state.step)
-    with tqdm(total=config.steps, initial=done, unit="step", disable=not progress, mininterval=1.0) as bar:
+    done = int(state.step.reshape(-1)[0])
+    label = progress if isinstance(progress, str) else None
+    with tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=not progress, mininterval=1.0) as bar:
         while done < config.steps:
-            batches = [data[step] for step in range(done, done + config.scan)]
-            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches) if config.scan > 1 else batches[0]
+            batches = [next(data) if isinstance(data, Iterator) else data[done + i] for i in range(config.scan)]
+            batch = batches[0] if config.scan == 1 else _stacked(batches, axis=0 if seeds is None else 1)
             state, metrics = run(state, batch)
             before, done = done, done + config.scan
             bar.update(config.scan)
-            if _passed(before, done, config.log_every) or done == config.steps:
-                record = {name: float(np.asarray(value).reshape(-1)[-1]) for name, value in metrics.items()}
-                if not np.isfinite(record["loss"]):
-                    raise FloatingPointError(f"loss must stay finite, got {record['loss']} at step {done}")
-                record = {"step": done, **record}
-                if on_record is not None:
-                    record |= on_record(record, state.params) or {}
-                history.append(record)
-                bar.set_postfix_str(f"loss {record['loss']:.3f}")
-            if checkpoints is not None and (_passed(before, done, config.save_every) or done == config.steps):
-                checkpoints.save(done, state, history)
+            watched = watch is not None and _due(before, done, config.watch_every or config.log_every, config.steps)
+            new = _records(metrics, before, config, whole_call=watched)
+            history += new
+            for record in new:
+                if not np.isfinite(record["loss"]).all():
+                    raise FloatingPointError(f"loss must stay finite, got {record['loss']} at step {record['step']}")
+            if watched:
+                history[-1] |= watch(history[-1], state.params) or {}  # type: ignore[misc]
+            if new:
+                bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
+            if checkpoints is not None and _due(before, done, config.save_every, config.steps):
+                at = data.get_state() if hasattr(data, "get_state") else None
+                checkpoints.save(done, state, {"history": history, "data": at})
     return state, history
 
 
-def _passed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, now]."""
-    return now // every > before // every
+def _stacked(batches: list[Batch], axis: int) -> Batch:
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *batches)
+
+
+def _records(metrics: Metrics, before: int, config: TrainConfig, whole_call: bool) -> list[Metrics]:
+    """The records of a call that began after `before` steps; with `whole_call`, one of its last step in any case."""
+    fetched = {name: np.asarray(value) for name, value in metrics.items()}
+    records = []
+    for i in range(config.scan):
+        step = before + i + 1
+        if step % config.log_every == 0 or step == config.steps or (whole_call and i == config.scan - 1):
+            now = {name: value[..., i] if config.scan > 1 else value for name, value in fetched.items()}
+            records.append({"step": step, **{name: value.tolist() for name, value in now.items()}})
+    return records
+
+
+def _due(before: int, now: int, every: int, last: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now], or `now` is the last step."""
+    return now // every > before // every or now == last
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:

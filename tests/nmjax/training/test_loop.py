@@ -60,8 +60,8 @@ def test_it_learns():
 
 def test_the_step_is_clipped_adamw_written_out_by_hand():
     config = TrainConfig(steps=10, peak_lr=0.01, warmup=2, weight_decay=0.2, clip=0.5)
-    step = make_step(loss_fn, make_optimizer(config), seed=5)
-    state = init_state(initial(), make_optimizer(config))
+    step = make_step(loss_fn, make_optimizer(config))
+    state = init_state(initial(), make_optimizer(config), seed=5)
     w, moment, square = np.array(initial()["w"], np.float64), 0.0, 0.0
     for index, rate in enumerate([0.0, 0.005]):
         batch = Points()[index]
@@ -162,11 +162,11 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_damage_is_found(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     state = init_state(initial(), make_optimizer(CONFIG))
-    checkpoints.save(3, state, [])
-    checkpoints.save(6, state, [{"step": 6, "loss": 1.0}])
-    loaded, history = checkpoints.load(state)
+    checkpoints.save(3, state, {})
+    checkpoints.save(6, state, {"history": [{"step": 6, "loss": 1.0}]})
+    loaded, notes = checkpoints.load(state)
     chex.assert_trees_all_equal(loaded, state)
-    assert history == [{"step": 6, "loss": 1.0}]
+    assert notes["history"] == [{"step": 6, "loss": 1.0}]
     victim = max(
         (path for path in (tmp_path / "step_6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
     )
