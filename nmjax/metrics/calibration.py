@@ -212,14 +212,29 @@ def ece_equal_mass(
     return _ece(equal_mass_index(confidence, n_bins), confidence - correct, weights, n_bins)
 
 
+def event_ece(
+    probability: ArrayLike, happened: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
+) -> np.ndarray:
+    """ECE of `probability [N]` as that of an event, against whether it `happened [N]` (0 or 1).
+
+    Unlike `ece`, which bins by the probability of the likelier outcome, this bins by that of the event.
+    Raises ValueError for unlike shapes or a probability that is not in [0, 1].
+    """
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(happened, dtype=np.float64)
+    if p.ndim != 1 or len(p) == 0 or p.shape != y.shape:
+        raise ValueError(f"probability has shape {p.shape} and happened {y.shape}; wanted [N] both, N >= 1")
+    if not ((p >= 0) & (p <= 1 + 1e-6)).all():
+        raise ValueError(f"probability holds {p[~((p >= 0) & (p <= 1 + 1e-6))][0]}; wanted values in [0, 1]")
+    return _ece(bin_index(p, n_bins), p - y, weights, n_bins)
+
+
 def classwise_ece(
     probs: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 10
 ) -> np.ndarray:
     """Mean over choices c of the ECE of p_c as the probability of 'the label is c' (Kull et al. 2019)."""
     p, y = check_probs(probs, labels)
-    surplus = p - np.eye(p.shape[1])[y]
     choices = range(p.shape[1])
-    return np.asarray(np.mean([_ece(bin_index(p[:, c], n_bins), surplus[:, c], weights, n_bins) for c in choices], 0))
+    return np.asarray(np.mean([event_ece(p[:, c], y == c, weights, n_bins) for c in choices], axis=0))
 
 
 def confidence_split(

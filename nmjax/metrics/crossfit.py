@@ -135,7 +135,7 @@ def combine(
         "auroc": auroc,
         "average_precision": average_precision,
         "brier": float(np.mean((p - y) ** 2)),
-        "ece": float(np.abs(np.bincount(calibration.bin_index(p), p - y)).sum() / len(y)),
+        "ece": float(calibration.event_ece(p, y)),
         "auroc_in_sample": float(ranking.score_auroc(x @ weights, y)),
         "folds": folds,
         "penalty_c": PENALTY_C,
