@@ -5,7 +5,9 @@ What is named is read or is an error; nothing else is ever used in its place.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -120,13 +122,14 @@ def _read_data_set(source: str, name: str | pathlib.Path, config: str) -> tuple[
     return read("test"), read(dev[0]) if dev else []
 
 
-def load_splits(asked: str, name: str | pathlib.Path, config: str) -> Any:
+def load_splits(asked: str, name: str | pathlib.Path, config: str, *, streaming: bool = False) -> Any:
     """The splits, by name, of a data set in a folder or on the hub; without `config`, of `all` or else the default.
+
+    With `streaming`, rows are fetched as they are iterated over, so that may fail, too: see `data_set_errors`.
 
     Raises ValueError, which begins with what was `asked`, if there is no such data set or config to be had.
     """
     import datasets  # slow to import
-    import datasets.exceptions
 
     path = name
     if isinstance(name, pathlib.Path):
@@ -134,15 +137,25 @@ def load_splits(asked: str, name: str | pathlib.Path, config: str) -> Any:
         if (name / (config or "all")).is_dir() and not (name / "README.md").exists():
             name, config = name / (config or "all"), ""
         path = str(name.resolve())  # a bare "json" would be a reader of the library
-    try:
+    load = functools.partial(datasets.load_dataset, streaming=True) if streaming else datasets.load_dataset
+    with data_set_errors(asked, name, config):
         if config:
-            return datasets.load_dataset(path, config)
+            return load(path, config)
         try:
-            return datasets.load_dataset(path, "all")
+            return load(path, "all")
         except ValueError as error:
             if "BuilderConfig 'all' not found" not in str(error):  # a cache without `all` doesn't show there is none
                 raise
-        return datasets.load_dataset(path)
+        return load(path)
+
+
+@contextlib.contextmanager
+def data_set_errors(asked: str, name: str | pathlib.Path, config: str) -> Iterator[None]:
+    """Around what reads the data set `name`: what `datasets` raises becomes a ValueError of one line after `asked`."""
+    import datasets.exceptions
+
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         if isinstance(error, ConnectionError):
