@@ -199,7 +199,8 @@ def main(argv):
     )
     probe = held_out_questions(500, seed=1)
 
-    def watch(record, params):
+    def watch(history, params):
+        record = history[-1]
         now = LanguageModel(module, params, tokenizer)
         asked, copying = measure_questions(now, probe), measure_induction(now, 16, samples=32)
         tqdm.write(

@@ -82,7 +82,8 @@ def main(argv):
     )
     probe = held_out_questions(500, seed=1)
 
-    def watch(record, params):
+    def watch(history, params):
+        record = history[-1]
         asked = measure_questions(LanguageModel(base.module, params, base.tokenizer), probe, chat=True)
         kept = {name: asked[name] for name in ("accuracy", "confidence", "ece")}
         tqdm.write(

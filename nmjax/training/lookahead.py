@@ -91,15 +91,12 @@ def lookahead_loss(
     M = choices.shape[-1]
 
     def future(choice):
-        """The loss at x_{t+2} behind one choice a position, [B, L] -> [B, L]; a choice at a time bounds the memory."""
-        behind = ctx.replace(q_pos=ctx.q_pos + 1, tokens=choice)
-        found = module.apply({"params": frozen}, choice, confidence_now, behind, cache, method="branch", rngs=dropout)
-        return token_losses(module.apply({"params": frozen}, found, method="unembed"), tokens[:, 2:])
+        return future_losses(module, frozen, choice, confidence_now, ctx, cache, tokens[:, 2:], dropout)
 
     if M == 1:
         target = future(choices[..., 0])
     else:
-        each = jax.lax.map(future, jnp.moveaxis(choices, -1, 0))
+        each = jax.lax.map(future, jnp.moveaxis(choices, -1, 0))  # one at a time: each takes [B, L, V] of memory
         target = jnp.sum(jnp.moveaxis(each, 0, -1) * shares, axis=-1)
     count = jnp.maximum(weights.sum(), 1e-9)
     loss_lm = jnp.sum(losses * weights) / count
@@ -112,6 +109,16 @@ def lookahead_loss(
         "future_loss": target,
         "token_loss": losses,
     }
+
+
+def future_losses(module, params, choice, confidence, ctx: Context, cache, targets, rngs) -> jax.Array:
+    """The loss [B, L] at targets [B, L] behind one choice [B, L] a position, which hears of a confidence [B, L, 1].
+
+    `ctx` and `cache` are of the pass that read the tokens in front.
+    """
+    behind = ctx.replace(q_pos=ctx.q_pos + 1, tokens=choice)
+    found = module.apply({"params": params}, choice, confidence, behind, cache, method="branch", rngs=rngs)
+    return token_losses(module.apply({"params": params}, found, method="unembed"), targets)
 
 
 def two_pass_training_step(

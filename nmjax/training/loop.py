@@ -194,7 +194,7 @@ def train(
     carry: Any = None,
     checkpoints: Checkpoints | None = None,
     progress: bool | str = True,
-    watch: Callable[[Metrics, Params], Metrics | None] | None = None,
+    watch: Callable[[list[Metrics], Params], Metrics | None] | None = None,
 ) -> tuple[TrainState, list[Metrics]]:
     """Runs `config.steps` steps, or what is left of them after the newest checkpoint.
 
@@ -208,8 +208,8 @@ def train(
         optimizer: None is `make_optimizer(config)`.
         checkpoints: where to save and to go on from; None keeps nothing.
         progress: shows a bar with the time left; a text names it.
-        watch: called with the newest record of the history and the parameters of that moment, every
-            `config.watch_every` steps and at the end; what it returns is added to the record.
+        watch: called with the history and the parameters of that moment, every `config.watch_every` steps and at the
+            end; what it returns is added to the newest record, which is the history's last.
 
     Returns:
         The final state, and the history: a dict every `log_every` steps, of its `step` and of floats (with seeds, lists
@@ -252,7 +252,7 @@ def train(
                 if not np.isfinite(record["loss"]).all():
                     raise FloatingPointError(f"loss must stay finite, got {record['loss']} at step {record['step']}")
             if watched:
-                history[-1] |= watch(history[-1], state.params) or {}  # type: ignore[misc]
+                history[-1] |= watch(history, state.params) or {}  # type: ignore[misc]
             if new:
                 bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
             if checkpoints is not None and _due(before, done, config.save_every, config.steps):
