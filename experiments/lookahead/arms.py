@@ -20,7 +20,7 @@ STANDARD, CONFIDENCE, EQUAL_FLOPS = "standard", "confidence", "standard_equal_fl
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One model of the comparison and how it trains: `steps` steps on `loss`, which hands `carry` [R, ...] on, if any."""
+    """One model of the comparison and how it trains: `steps` steps on `loss`, which may hand on a `carry` [R, ...]."""
 
     name: str
     module: nn.Module

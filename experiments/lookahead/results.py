@@ -16,7 +16,7 @@ class TrainingResult:
     """One model of one seed.
 
     Attributes:
-      final_train_loss, final_eval_loss, best_eval_loss: next-token loss in nats, on the last batch and on held-out text.
+      final_train_loss, final_eval_loss, best_eval_loss: next-token loss in nats, of the last batch and held-out text.
       loss_history: a dictionary for each evaluation: step, flops (so far), train_loss, lr, eval_loss, perplexity, and
         of a confidence model eval_loss_zeros, _shuffled and _constant (told something else than its own predictions),
         mse, r2, pearson (of predictions and future losses), told_error.
