@@ -19,10 +19,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from models.config import LlamaConfig
-from models.convert import TIED_HEAD, Tensor, check, tensors
+from models.convert import TIED_HEAD, Tensor, check, full_names, tensors
+from models.families import ModelConfig, build, read_config
 from models.files import FLOATS, INDEX, SINGLE, CheckpointError, Stored, find, read_json, stored_tensors
-from models.llama import Llama
 from nmjax.lm import LanguageModel
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -50,23 +49,26 @@ def load(model: str | Path, dtype: str | None = None, *, progress: Progress = it
         raise CheckpointError(f"dtype={dtype!r} is not supported, wanted None or one of {list(DTYPES)}")
     folder = find(model)
     config = _config(folder)
-    stored = stored_tensors(folder)
+    stored = full_names(config, stored_tensors(folder))
     table = check(config, {name: tensor.shape for name, tensor in stored.items()}, str(folder))
     _check_dtypes(folder, table, stored)
     params: dict = {}
     for tensor in progress(table):
-        _insert(params, tensor.ours, _place(tensor.from_hf(stored[tensor.hf].view()), dtype, tensor.hf))
+        for path, leaf in zip(tensor.ours, tensor.from_hf(stored[tensor.hf].view()), strict=True):
+            _insert(params, path, _place(leaf, dtype, tensor.hf))
     if config.tied and TIED_HEAD in stored:
-        _check_tied_head(folder, stored)
+        _check_tied_head(folder, stored, table[0].hf)
     config = dataclasses.replace(config, dtype=str(params["embed"]["embedding"].dtype))
-    return LanguageModel(module=Llama(config), params=params, tokenizer=_tokenizer(folder), folder=folder)
+    return LanguageModel(
+        module=build(config), params=params, tokenizer=_tokenizer(folder, config.family), folder=folder
+    )
 
 
-def _config(folder: Path) -> LlamaConfig:
+def _config(folder: Path) -> ModelConfig:
     """config.json, with the end-of-sequence ids of generation_config.json where it names any (as in transformers)."""
     fields = read_json(folder / "config.json")
     try:
-        config = LlamaConfig.from_hf(fields)
+        config = read_config(fields)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if (folder / "generation_config.json").exists():
@@ -82,14 +84,14 @@ def _check_dtypes(folder: Path, table: list[Tensor], stored: dict[str, Stored]) 
         raise CheckpointError(f"{folder}: wanted tensors of {', '.join(FLOATS)}, but {'; '.join(wrong)}")
 
 
-def _check_tied_head(folder: Path, stored: dict[str, Stored]) -> None:
-    head, embedding = stored[TIED_HEAD], stored["model.embed_tokens.weight"]
+def _check_tied_head(folder: Path, stored: dict[str, Stored], name: str) -> None:
+    head, embedding = stored[TIED_HEAD], stored[name]
     same = (head.kind, head.shape) == (embedding.kind, embedding.shape)
     # Bits, not values: NaN differs from itself, and -0 equals 0.
     if not (same and np.array_equal(head.view().view(np.uint8), embedding.view().view(np.uint8))):
         raise CheckpointError(
-            f"{folder}: config.json says tie_word_embeddings=true, but lm_head.weight differs from "
-            "model.embed_tokens.weight; set it to false to use this lm_head"
+            f"{folder}: by config.json the output head is the embedding table (tie_word_embeddings), "
+            f"but {TIED_HEAD} differs from {name}"
         )
 
 
@@ -117,7 +119,7 @@ def _insert(tree: dict, path: tuple[str, ...], leaf: jax.Array) -> None:
     tree[path[-1]] = leaf
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, family: str) -> Any:
     """The folder's tokenizer with its chat template, read by transformers from local files; None if it has none."""
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
@@ -125,8 +127,10 @@ def _tokenizer(folder: Path) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # slow to import
 
+    # It wants to see the model's config, too: an empty one where it would complain that it doesn't know the family.
+    config = None if family in transformers.CONFIG_MAPPING else transformers.PreTrainedConfig()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, config=config)
     except Exception as error:  # whatever transformers raises, the cause is a tokenizer it can't read
         raise CheckpointError(f"{folder}: transformers can't read its tokenizer: {error}") from error
     for how in ("is_local", "local_files_only"):  # how it was read; else `save` would write that, too
@@ -159,7 +163,7 @@ def save(
         _write_weights(progress(table), leaves, new, max_shard_size)
         if lm.tokenizer is not None:
             lm.tokenizer.save_pretrained(new)
-        hf = dataclasses.replace(lm.config, dtype=str(leaves[table[0].hf].dtype)).to_hf()
+        hf = dataclasses.replace(lm.config, dtype=str(leaves[table[0].hf][0].dtype)).to_hf()
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
         _write_json({key: hf[key] for key in special if hf.get(key) is not None}, new / "generation_config.json")
         _write_json(hf, new / "config.json")
@@ -191,31 +195,35 @@ class _Leaf:
         return np.asarray(self.array if self.layer is None else self.array[self.layer])
 
 
-def _leaves(params: dict, table: list[Tensor]) -> dict[str, _Leaf]:
-    """The parameter of every tensor, by the tensor's name in the checkpoint."""
+def _leaves(params: dict, table: list[Tensor]) -> dict[str, list[_Leaf]]:
+    """The parameters that every tensor holds, by the tensor's name in the checkpoint."""
     flat = flax.traverse_util.flatten_dict(params)
-    leaves: dict[str, _Leaf] = {}
+    leaves: dict[str, list[_Leaf]] = {tensor.hf: [] for tensor in table}
     unused, problems = set(flat), []
     for tensor in table:
-        path, layer = tensor.ours, None
-        if path not in flat and tensor.layer is not None:
-            path, layer = ("layers", *path[1:]), tensor.layer
-        if path not in flat:
-            problems.append(f"{'/'.join(tensor.ours)} is missing")
-            continue
-        leaf = leaves[tensor.hf] = _Leaf(flat[path], layer)
-        unused.discard(path)
-        if leaf.shape != tensor.shape:
-            problems.append(f"{'/'.join(tensor.ours)} has shape {leaf.shape}, wanted {tensor.shape}")
-        if str(leaf.dtype) not in DTYPES:
-            problems.append(f"{'/'.join(tensor.ours)} is {leaf.dtype}, wanted one of {list(DTYPES)}")
+        for ours in tensor.ours:
+            name, path, layer = "/".join(ours), ours, None
+            if path not in flat and tensor.layer is not None:
+                path, layer = ("layers", *path[1:]), tensor.layer
+            if path not in flat:
+                problems.append(f"{name} is missing")
+                continue
+            leaf, together = _Leaf(flat[path], layer), leaves[tensor.hf]
+            together.append(leaf)
+            unused.discard(path)
+            if leaf.shape != tensor.shape:
+                problems.append(f"{name} has shape {leaf.shape}, wanted {tensor.shape}")
+            if str(leaf.dtype) not in DTYPES:
+                problems.append(f"{name} is {leaf.dtype}, wanted one of {list(DTYPES)}")
+            elif leaf.dtype != together[0].dtype:
+                problems.append(f"{name} is {leaf.dtype}, wanted {together[0].dtype} as the others in {tensor.hf}")
     problems += [f"{'/'.join(path)} is unknown" for path in sorted(unused)]
     if problems:
         raise CheckpointError(f"params are not those of the model's config: {'; '.join(problems)}")
     return leaves
 
 
-def _write_weights(table: Iterable[Tensor], leaves: dict[str, _Leaf], folder: Path, max_shard_size: int) -> None:
+def _write_weights(table: Iterable[Tensor], leaves: dict[str, list[_Leaf]], folder: Path, max_shard_size: int) -> None:
     """Fills one file after another; what they are called depends on how many there are, so that comes last."""
     shards: list[list[str]] = []
     arrays: dict[str, np.ndarray] = {}
@@ -227,13 +235,13 @@ def _write_weights(table: Iterable[Tensor], leaves: dict[str, _Leaf], folder: Pa
         arrays.clear()
 
     for tensor in table:
-        leaf = leaves[tensor.hf]
-        if arrays and held + leaf.nbytes > max_shard_size:
+        size = sum(leaf.nbytes for leaf in leaves[tensor.hf])
+        if arrays and held + size > max_shard_size:
             flush()
             held = 0
         # The writer takes the memory of each array as it lies, so it has to lie in order.
-        arrays[tensor.hf] = np.ascontiguousarray(tensor.to_hf(leaf.read()))
-        held += leaf.nbytes
+        arrays[tensor.hf] = np.ascontiguousarray(tensor.to_hf([leaf.read() for leaf in leaves[tensor.hf]]))
+        held += size
     flush()
     if len(shards) == 1:
         os.rename(folder / "0.safetensors", folder / SINGLE)
@@ -243,7 +251,7 @@ def _write_weights(table: Iterable[Tensor], leaves: dict[str, _Leaf], folder: Pa
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         os.rename(folder / f"{i}.safetensors", folder / file)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(leaf.nbytes for leaf in leaves.values())
+    total = sum(leaf.nbytes for together in leaves.values() for leaf in together)
     _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, folder / INDEX)
 
 

@@ -7,6 +7,7 @@ Reading it ourselves keeps one meaning across transformers versions (`rope_theta
 import dataclasses
 from typing import Any
 
+from models.hf_config import ConfigError, family_of, integer, number, read_shared, refuse, write_shared
 from models.rope import Rope
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -29,10 +30,6 @@ _REQUIRED_VALUES = {
     "num_local_experts": (),
     "num_experts": (),
 }
-
-
-class ConfigError(ValueError):
-    """A `config.json` that this code can't honour exactly; the message names the field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,44 +70,29 @@ class LlamaConfig:
         Raises:
           ConfigError: a missing size, an unknown architecture, or a field whose value would change the numbers.
         """
-        family = _family(hf)
-        for name, allowed in _REQUIRED_VALUES.items():
-            value = hf.get(name)
-            if value is not None and value not in allowed:
-                wanted = " or ".join(map(repr, allowed)) if allowed else "no such field"
-                raise ConfigError(f"config.json: {name}={value!r} is not supported, wanted {wanted}")
-
-        def size(name: str) -> int:
-            value = hf.get(name)
-            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-                raise ConfigError(f"config.json: {name}={value!r}, wanted a positive integer")
-            return value
-
-        embed, heads = size("hidden_size"), size("num_attention_heads")
-        default_head_dim = 128 if family == "qwen3" else embed // heads
-        eos = hf.get("eos_token_id")
+        kind = family_of(hf, FAMILIES)
+        refuse(hf, _REQUIRED_VALUES)
+        embed, heads = integer(hf, "hidden_size"), integer(hf, "num_attention_heads")
+        default_head_dim = 128 if kind == "qwen3" else embed // heads
         bias = bool(hf.get("attention_bias", False))
         return cls(
-            family=family,
-            vocab=size("vocab_size"),
+            family=kind,
+            vocab=integer(hf, "vocab_size"),
             embed=embed,
-            layers=size("num_hidden_layers"),
+            layers=integer(hf, "num_hidden_layers"),
             heads=heads,
             kv_heads=hf.get("num_key_value_heads") or heads,
             head_dim=hf.get("head_dim") or default_head_dim,
-            ffw=size("intermediate_size"),
-            max_positions=size("max_position_embeddings"),
-            norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            ffw=integer(hf, "intermediate_size"),
+            max_positions=integer(hf, "max_position_embeddings"),
+            norm_eps=number(hf, "rms_norm_eps", 1e-6),
             rope=Rope.from_hf(hf),
             tied=bool(hf.get("tie_word_embeddings", False)),
-            qkv_bias=family == "qwen2" or bias,
-            out_bias=family != "qwen2" and bias,
-            qk_norm=family == "qwen3",
-            windows=_windows(hf, family),
-            bos_id=hf.get("bos_token_id"),
-            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            pad_id=hf.get("pad_token_id"),
-            dtype=str(hf.get("dtype") or hf.get("torch_dtype") or "float32").removeprefix("torch."),
+            qkv_bias=kind == "qwen2" or bias,
+            out_bias=kind != "qwen2" and bias,
+            qk_norm=kind == "qwen3",
+            windows=_windows(hf, kind),
+            **read_shared(hf),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -131,13 +113,9 @@ class LlamaConfig:
             "hidden_act": "silu",
             "tie_word_embeddings": self.tied,
             "attention_dropout": 0.0,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": list(self.eos_ids) if len(self.eos_ids) > 1 else next(iter(self.eos_ids), None),
-            "torch_dtype": self.dtype,
+            **write_shared(self),
             **self.rope.to_hf(),
         }
-        if self.pad_id is not None:
-            hf["pad_token_id"] = self.pad_id
         if self.family != "qwen2":
             hf["attention_bias"] = self.qkv_bias
         if self.family == "llama":
@@ -147,17 +125,6 @@ class LlamaConfig:
             hf["sliding_window"] = max(self.windows)
             hf["layer_types"] = ["sliding_attention" if w else "full_attention" for w in self.windows]
         return hf
-
-
-def _family(hf: dict[str, Any]) -> str:
-    architecture = (hf.get("architectures") or [None])[0]
-    family = FAMILIES.get(architecture) if architecture else hf.get("model_type")
-    if family is None or family not in FAMILIES.values():
-        raise ConfigError(
-            f"config.json: architecture {architecture or hf.get('model_type')!r} is unknown, "
-            f"wanted one of {sorted(FAMILIES)}"
-        )
-    return family
 
 
 def _windows(hf: dict[str, Any], family: str) -> tuple[int, ...] | None:

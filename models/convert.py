@@ -2,24 +2,28 @@
 
 A row says what a tensor is called on either side and how its axes correspond. In a layout such as `NH D -> D N H` each
 word is one axis and each letter a size of the model: N heads, K key/value heads, H head size, D embed, F ffw,
-V vocabulary. `NH` is N times H flattened, heads outermost. Shapes on both sides follow from the layout, so a checkpoint
-is checked before any of it is read.
+V vocabulary, P positions; a digit is a size of its own. `NH` is N times H flattened, heads outermost. Shapes on both
+sides follow from the layout, so a checkpoint is checked before any of it is read.
 """
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from models.config import LlamaConfig
-from models.files import CheckpointError
+from models.families import ModelConfig
+from models.files import CheckpointError, Stored
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor, or with `{i}` in its names one tensor a layer."""
+    """One tensor, or with `{i}` in its names one tensor a layer.
+
+    With `q|k|v` in our path it holds several of our parameters: one each, in this order, along our first axis.
+    """
 
     hf: str
     ours: str  # path in the parameter tree
@@ -50,14 +54,58 @@ DECODER = (
     Row("lm_head.weight", "lm_head/kernel", "V D -> D V", "!tied"),
 )
 
-# The three families differ in config fields only, which `needs` reads.
-TABLES = {"llama": DECODER, "qwen2": DECODER, "qwen3": DECODER}
+_GPT_BLOCK, _GPT_ATTN, _GPT_MLP = "transformer.h.{i}.", "transformer.h.{i}.attn.", "transformer.h.{i}.mlp."
+
+_GPT = (
+    Row("transformer.wte.weight", "embed/embedding", "V D -> V D"),
+    Row("transformer.wpe.weight", "positions/embedding", "P D -> P D"),
+    Row(_GPT_ATTN + "c_attn.weight", "layers_{i}/attn/q|k|v/kernel", "D 3NH -> 3 D N H"),
+    Row(_GPT_ATTN + "c_attn.bias", "layers_{i}/attn/q|k|v/bias", "3NH -> 3 N H"),
+    Row(_GPT_ATTN + "c_proj.weight", "layers_{i}/attn/o/kernel", "NH D -> N H D"),
+    Row(_GPT_ATTN + "c_proj.bias", "layers_{i}/attn/o/bias", "D -> D"),
+    Row(_GPT_MLP + "c_fc.weight", "layers_{i}/mlp/up/kernel", "D F -> D F"),
+    Row(_GPT_MLP + "c_fc.bias", "layers_{i}/mlp/up/bias", "F -> F"),
+    Row(_GPT_MLP + "c_proj.weight", "layers_{i}/mlp/down/kernel", "F D -> F D"),
+    Row(_GPT_MLP + "c_proj.bias", "layers_{i}/mlp/down/bias", "D -> D"),
+    Row("transformer.ln_f.weight", "final_norm/scale", "D -> D"),
+    Row("transformer.ln_f.bias", "final_norm/bias", "D -> D"),
+)
+
+GPT2 = (
+    *_GPT,
+    Row(_GPT_BLOCK + "ln_1.weight", "layers_{i}/attn_norm/scale", "D -> D"),
+    Row(_GPT_BLOCK + "ln_1.bias", "layers_{i}/attn_norm/bias", "D -> D"),
+    Row(_GPT_BLOCK + "ln_2.weight", "layers_{i}/mlp_norm/scale", "D -> D"),
+    Row(_GPT_BLOCK + "ln_2.bias", "layers_{i}/mlp_norm/bias", "D -> D"),
+)
+
+# What is not in GPT-2 is written as torch's Linear has it, output axis first; `2D` is the scale and then the shift.
+CONFIDENCE_AWARE_GPT = (
+    *_GPT,
+    Row(_GPT_BLOCK + "adaptive_1.weight", "layers_{i}/attn_norm/kernel", "2D 1 -> 1 2 D"),
+    Row(_GPT_BLOCK + "adaptive_1.bias", "layers_{i}/attn_norm/bias", "2D -> 2 D"),
+    Row(_GPT_BLOCK + "adaptive_2.weight", "layers_{i}/mlp_norm/kernel", "2D 1 -> 1 2 D"),
+    Row(_GPT_BLOCK + "adaptive_2.bias", "layers_{i}/mlp_norm/bias", "2D -> 2 D"),
+    Row("confidence_predictor.weight", "confidence_predictor/kernel", "1 D -> D 1"),
+    Row("confidence_predictor.bias", "confidence_predictor/bias", "1 -> 1"),
+)
+
+# Llama and the two Qwens differ in config fields only, which `needs` reads.
+TABLES = {
+    "llama": DECODER,
+    "qwen2": DECODER,
+    "qwen3": DECODER,
+    "gpt2": GPT2,
+    "confidence_aware_gpt": CONFIDENCE_AWARE_GPT,
+}
 
 # What a tied checkpoint may hold in spite of being tied: a copy of the embedding, compared when it is loaded.
 TIED_HEAD = "lm_head.weight"
 
-# Buffers which old checkpoints carry and which follow from the config.
-IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Buffers which old checkpoints carry and which follow from the config: RoPE's frequencies, GPT-2's causal mask.
+IGNORED = re.compile(
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.(masked_)?bias"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +113,26 @@ class Tensor:
     """A row made concrete for one model and layer."""
 
     hf: str
-    ours: tuple[str, ...]  # keys into the parameter tree
+    ours: tuple[tuple[str, ...], ...]  # keys into the parameter tree, of each parameter that it holds
     layer: int | None
     hf_shape: tuple[int, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of each parameter
     _split: tuple[int, ...]  # the shape there with flattened axes taken apart
     _order: tuple[int, ...]  # the axes of `_split`, in our order
 
-    def from_hf(self, array: np.ndarray) -> np.ndarray:
-        """A view of `hf_shape` -> a view of `shape`."""
-        return array.reshape(self._split).transpose(self._order)
+    def from_hf(self, array: np.ndarray) -> list[np.ndarray]:
+        """A view of `hf_shape` -> a view of `shape` for each of `ours`."""
+        array = array.reshape(self._split).transpose(self._order)
+        return list(array) if len(self.ours) > 1 else [array]
 
-    def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """An array of `shape` -> an array of `hf_shape`, in bits what `from_hf` was given."""
+    def to_hf(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """An array of `shape` for each of `ours` -> an array of `hf_shape`, in bits what `from_hf` was given."""
+        array = np.stack(arrays) if len(self.ours) > 1 else arrays[0]
         return array.transpose(np.argsort(self._order)).reshape(self.hf_shape)
 
 
-def tensors(config: LlamaConfig) -> Iterator[Tensor]:
-    """Every tensor of a checkpoint of this model, in the order of the forward pass."""
+def tensors(config: ModelConfig) -> Iterator[Tensor]:
+    """Every tensor of a checkpoint of this model: the embedding, what each layer has, the rest."""
     sizes = {
         "N": config.heads,
         "K": config.kv_heads,
@@ -90,6 +140,8 @@ def tensors(config: LlamaConfig) -> Iterator[Tensor]:
         "D": config.embed,
         "F": config.ffw,
         "V": config.vocab,
+        "P": config.max_positions,
+        **{digit: int(digit) for digit in "123"},
     }
     rows = [r for r in TABLES[config.family] if _exists(r, config)]
     once = [r for r in rows if "{i}" not in r.hf]
@@ -98,25 +150,39 @@ def tensors(config: LlamaConfig) -> Iterator[Tensor]:
     yield from (_tensor(r, None, sizes) for r in once[1:])
 
 
-def _exists(row: Row, config: LlamaConfig) -> bool:
+def _exists(row: Row, config: ModelConfig) -> bool:
     return not row.needs or bool(getattr(config, row.needs.lstrip("!"))) != row.needs.startswith("!")
 
 
 def _tensor(row: Row, layer: int | None, sizes: Mapping[str, int]) -> Tensor:
     there, here = (side.split() for side in row.layout.split(" -> "))
     letters = "".join(there)
+    ours = tuple(itertools.product(*(key.split("|") for key in row.ours.format(i=layer).split("/"))))
     return Tensor(
         hf=row.hf.format(i=layer),
-        ours=tuple(row.ours.format(i=layer).split("/")),
+        ours=ours,
         layer=layer,
         hf_shape=tuple(math.prod(sizes[letter] for letter in axis) for axis in there),
-        shape=tuple(sizes[axis] for axis in here),
+        shape=tuple(sizes[axis] for axis in (here[1:] if len(ours) > 1 else here)),
         _split=tuple(sizes[letter] for letter in letters),
         _order=tuple(letters.index(axis) for axis in here),
     )
 
 
-def check(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Tensor]:
+def full_names(config: ModelConfig, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """What a checkpoint holds, by the names of the table.
+
+    A decoder that was saved without its head lacks the first word of its names: `wte.weight` of GPT-2 as published is
+    `transformer.wte.weight`.
+    """
+    word, embedding = TABLES[config.family][0].hf.split(".", 1)
+    if f"{word}.{embedding}" in stored or embedding not in stored:
+        return dict(stored)
+    whole = {TIED_HEAD} | {t.hf for t in tensors(config)}
+    return {name if name in whole else f"{word}.{name}": tensor for name, tensor in stored.items()}
+
+
+def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Tensor]:
     """The tensors of this model, after comparing them with what a checkpoint holds.
 
     Args:

@@ -9,87 +9,21 @@ Axis letters: B rows, T query tokens, S key slots, N heads, H head size, D embed
 position. Dropout acts where an rng called `dropout` is given, and nowhere else.
 """
 
-import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from models.llama import Cache, Effects, Projection, attend, visible
+from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
 from nmjax.interventions.effect import Context, plain_context
 from nmjax.interventions.sites import visit
 from nmjax.row_sum import row_sum
 
 _normal = nn.initializers.normal(0.02)
-
-
-@dataclasses.dataclass(frozen=True)
-class MiniGPTConfig:
-    """Sizes of a MiniGPT. V D + P D + L (12 D^2 + 13 D) + 2 D parameters, P = max_positions.
-
-    Raises:
-      ValueError: a size below 1, heads that don't divide embed, or a dropout outside [0, 1).
-    """
-
-    vocab: int  # V
-    embed: int  # D
-    layers: int  # L
-    heads: int  # N
-    max_positions: int
-    dropout: float = 0.0
-    norm_eps: float = 1e-5
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()
-    pad_id: int | None = None
-    dtype: str = "float32"  # what the checkpoint was written in
-
-    def __post_init__(self):
-        for name in ("vocab", "embed", "layers", "heads", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.embed % self.heads:
-            raise ValueError(f"heads must divide embed={self.embed}, got {self.heads}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.embed // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
-    def ffw(self) -> int:
-        return 4 * self.embed
-
-
-@dataclasses.dataclass(frozen=True)
-class ConfidenceConfig(MiniGPTConfig):
-    """Sizes of a ConfidenceAwareGPT: 4 D more parameters a layer than MiniGPT, and D + 1 of the predictor.
-
-    Attributes:
-      confidence_init_bias: what the predictor says before it has learnt anything, in nats; None is ln V, the loss of a
-        uniform guess, which is where training starts.
-      feedback: how the signal of a whole row is found where none is given. None: exactly, position by position. A
-        number: so many parallel (Jacobi) passes; the signals of the first `feedback` positions after the first are
-        exact, and 0 is a model that is told nothing.
-    """
-
-    confidence_init_bias: float | None = 2.0
-    feedback: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.feedback is not None and self.feedback < 0:
-            raise ValueError(f"feedback must be None or 0 or more passes, got {self.feedback}")
-
-    @property
-    def initial_confidence(self) -> float:
-        return math.log(self.vocab) if self.confidence_init_bias is None else self.confidence_init_bias
 
 
 def _normalise(x, eps: float):
@@ -173,7 +107,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         D, F = self.config.embed, self.config.ffw
-        hidden = jax.nn.gelu(Projection("btd,df->btf", (D, F), (F,), name="up")(x), approximate=False)
+        hidden = Projection("btd,df->btf", (D, F), (F,), name="up")(x)
+        hidden = jax.nn.gelu(hidden, approximate=self.config.gelu == "tanh")
         hidden = nn.Dropout(self.config.dropout)(hidden, deterministic=not self.has_rng("dropout"))
         return Projection("btf,fd->btd", (F, D), (D,), name="down")(hidden)
 
@@ -207,10 +142,10 @@ class Block(nn.Module):
 
 
 class MiniGPT(nn.Module):
-    """The baseline: learned positions, exact GELU, the output head is the embedding table."""
+    """The baseline, and GPT-2 itself: learned positions, GELU, the output head is the embedding table."""
 
     config: MiniGPTConfig
-    norm = LayerNorm
+    norm: ClassVar[type[nn.Module]] = LayerNorm
 
     def setup(self):
         c = self.config
@@ -266,7 +201,7 @@ class ConfidenceAwareGPT(MiniGPT):
     """
 
     config: ConfidenceConfig
-    norm = AdaptiveLayer
+    norm: ClassVar[type[nn.Module]] = AdaptiveLayer
 
     def set_up_heads(self):
         c = self.config

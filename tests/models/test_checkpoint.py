@@ -1,18 +1,21 @@
 """`load` and `save`: the files, and one clear error for each way they can be wrong."""
 
 import json
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
 from models.files import CheckpointError
+from nmjax.lm import LanguageModel
 
 NAME = "qwen2-gqa2-tied"
 
@@ -87,6 +90,26 @@ def test_tokenizer_and_chat_template_travel(shared_data, folder, tmp_path):
     tokenizer = models.load(tmp_path / "again").tokenizer
     assert tokenizer("An odd wörd, 12 times\n")["input_ids"] == ids
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
+
+
+def test_tokenizer_of_a_family_that_transformers_does_not_know(tmp_path, caplog):
+    """It travels, and nobody is warned of a `model of type` something."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["?", *"abcdefg"])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, "?")), unk_token="?")
+    module = models.ConfidenceAwareGPT(models.ConfidenceConfig(vocab=8, embed=4, layers=1, heads=1, max_positions=6))
+    params = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    models.save(LanguageModel(module, zeros, tokenizer), tmp_path)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        lm = models.load(tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert lm.encode("c") == [3] and lm.tokenizer.decode([3]) == "c" and not caplog.text
 
 
 def test_save_replaces_an_earlier_checkpoint_and_nothing_else(folder):

@@ -78,15 +78,15 @@ def test_layouts_against_indexing():
     arrays = random_bits(CONFIG, np.float32)
     for projection, heads in (("q", 4), ("k", 2), ("v", 2)):
         theirs = arrays[f"{name}{projection}_proj.weight"]
-        ours = table[f"{name}{projection}_proj.weight"].from_hf(theirs)
+        [ours] = table[f"{name}{projection}_proj.weight"].from_hf(theirs)
         assert ours.shape == (12, heads, H)
         for h in range(heads):
             np.testing.assert_array_equal(ours[:, h], theirs[h * H : (h + 1) * H].T)
     theirs = arrays[name + "o_proj.weight"]
-    ours = table[name + "o_proj.weight"].from_hf(theirs)
+    [ours] = table[name + "o_proj.weight"].from_hf(theirs)
     for h in range(4):
         np.testing.assert_array_equal(ours[h], theirs[:, h * H : (h + 1) * H].T)
-    assert table["model.layers.1.mlp.down_proj.weight"].ours == ("layers_1", "mlp", "down", "kernel")
+    assert table["model.layers.1.mlp.down_proj.weight"].ours == (("layers_1", "mlp", "down", "kernel"),)
 
 
 def test_one_error_lists_everything_that_does_not_fit():
