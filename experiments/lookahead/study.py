@@ -45,6 +45,10 @@ class Trained:
     params: Any
     seconds: float
 
+    def replica(self, r: int) -> Any:
+        """Parameters of one seed."""
+        return jax.tree.map(lambda leaf: leaf[r], self.params)
+
 
 class Study:
     """One comparison, which can be killed and goes on.
