@@ -1,5 +1,6 @@
 """The training loop: its step against optax by hand, accumulation, scan, checkpoints and resuming in bits."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import textwrap
 import time
 
 import chex
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -261,3 +263,90 @@ def test_sigkill_anywhere_changes_no_bit(tmp_path):
             np.testing.assert_array_equal(unbroken[name], broken[name])
     manifest = json.loads((tmp_path / "broken" / "step_160.json").read_text())
     assert manifest["step"] == 160
+
+
+class Replicas:
+    """`Points` of another step for each seed, with the axis R in front."""
+
+    def __init__(self, shifts):
+        self.shifts = shifts
+
+    def __getitem__(self, step):
+        batches = [Points()[100 * shift + step] for shift in self.shifts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def replicated(R):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf * (r + 1) for r in range(R)]), initial())
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_seeds_that_train_together_equal_separate_runs(side_by_side, monkeypatch):
+    if side_by_side:  # as on an accelerator
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = dataclasses.replace(CONFIG, scan=4, log_every=1)
+    together, history = train(loss_fn, replicated(3), Replicas((0, 1, 2)), config, seeds=(5, 6, 9), progress=False)
+    assert len(history) == 24 and [len(record["loss"]) for record in history] == [3] * 24
+    for r, seed in enumerate((5, 6, 9)):
+        alone = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], replicated(3))
+        state, its = train(loss_fn, alone, Replicas((r,)), config, seeds=(seed,), progress=False)
+        mine = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], together)
+        chex.assert_trees_all_close(mine, state, rtol=1e-5)
+        np.testing.assert_allclose([h["loss"][r] for h in history], [h["loss"][0] for h in its], rtol=1e-5)
+    assert abs(together.params["w"][0] - together.params["w"][1]).max() > 1e-3, "replicas must differ"
+
+
+def test_a_loss_hands_its_carry_on():
+    def remembering(params, batch, key, carry):
+        loss, metrics = loss_fn(params, batch, key)
+        return loss, (metrics | {"heard": carry}, loss)
+
+    state, history = train(
+        remembering,
+        initial(),
+        Points(),
+        dataclasses.replace(CONFIG, log_every=1),
+        carry=jnp.float32(-1),
+        progress=False,
+    )
+    losses = [record["loss"] for record in history]
+    assert [record["heard"] for record in history] == [-1, *losses[:-1]] and float(state.carry) == losses[-1]
+    with pytest.raises(ValueError, match="accumulate=2 and a loss with a carry"):
+        train(remembering, initial(), Points(), dataclasses.replace(CONFIG, accumulate=2), carry=jnp.float32(0))
+
+
+def test_a_grain_iterator_goes_on_where_it_stopped(tmp_path):
+    def data():
+        points = [Points()[k] for k in range(7)]
+        shuffled = grain.MapDataset.source(points).seed(3).shuffle().repeat()
+        return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
+
+    unbroken, history = train(loss_fn, initial(), data(), CONFIG, progress=False)
+
+    def interrupt(history, params):
+        if history[-1]["step"] == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loss_fn, initial(), data(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False, watch=interrupt)
+    assert Checkpoints(tmp_path).latest() == 6
+    resumed, its = train(loss_fn, initial(), data(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
+    chex.assert_trees_all_equal(resumed, unbroken)
+    assert its == history
+
+
+def test_records_are_of_the_steps_they_name_and_watch_sees_its_moment():
+    config = dataclasses.replace(CONFIG, scan=4, log_every=3, watch_every=8)
+    seen = []
+
+    def watch(history, params):
+        seen.append((history[-1]["step"], float(params["w"][0, 0])))
+        return {"noticed": 1.0}
+
+    state, history = train(loss_fn, initial(), Points(), config, progress=False, watch=watch)
+    assert [record["step"] for record in history] == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
+    assert [step for step, _ in seen] == [8, 16, 24] and seen[-1][1] == float(state.params["w"][0, 0])
+    assert [record["step"] for record in history if "noticed" in record] == [8, 16, 24]
+    _, every = train(loss_fn, initial(), Points(), dataclasses.replace(CONFIG, log_every=1), progress=False)
+    for record in history:
+        assert record["loss"] == pytest.approx(every[record["step"] - 1]["loss"], rel=1e-5)
