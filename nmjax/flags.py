@@ -2,7 +2,8 @@
 
 Beside absl's spelling every binary accepts `--max-questions` for `--max_questions` and, for list flags,
 `--packs none cocaine_10` for `--packs=none,cocaine_10`. A word that belongs to no flag is an error; absl by itself
-would stop there and drop the rest of the line in silence.
+would stop there and drop the rest of the line in silence. A binary can say that some flags are `positional`: their
+values may stand as words of their own, without the flag's name.
 """
 
 import dataclasses
@@ -19,9 +20,13 @@ _FLAG = re.compile(r"--?(?!(?:inf|nan)\b)[A-Za-z_]")
 _READ_BY_ABSL_ITSELF = ("flagfile", "undefok")
 
 
-def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None, positional: Sequence[str] = ()) -> None:
     """`absl.app.run(main)` with the command line read as `normalize` describes; exits with status 1 on a bad one."""
-    app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse)
+
+    def parse(words: Sequence[str]) -> list[str]:
+        return _parse(words, positional)
+
+    app.run(main, argv=None if argv is None else list(argv), flags_parser=parse)
 
 
 def filled(settings: type) -> Any:
@@ -29,25 +34,34 @@ def filled(settings: type) -> Any:
     return settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings)})
 
 
-def normalize(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def normalize(
+    argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, positional: Sequence[str] = ()
+) -> list[str]:
     """Rewrites a command line into absl's spelling, one word a flag: `--name=value`, `--name` or `--noname`.
 
     argv: as in `sys.argv`, the program's name first. Only list flags (comma- or space-separated) take several words;
     every other flag takes one, and a boolean flag takes none. A value that looks like a flag needs the `--name=value`
-    form.
+    form. The words that belong to no flag are the values of the flags `positional`, in that order, where these are not
+    given by name.
 
     Raises absl.flags.UnrecognizedFlagError for an unknown flag, absl.flags.Error for a missing value or a spare word.
     """
     program, words = argv[0], list(argv[1:])
     out, previous, at = [program], "", 0
+    unnamed = list(positional)
     while at < len(words):
         word = words[at]
         at += 1
         if not _FLAG.match(word):
-            raise flags.Error(_leftover(word, previous, flag_values))
+            if not unnamed:
+                raise flags.Error(_leftover(word, previous, flag_values))
+            out.append(f"--{unnamed.pop(0)}={word}")
+            continue
         spelled, equals, value = word.lstrip("-").partition("=")
         name = _resolve(spelled, flag_values)
         previous = name
+        if name in unnamed:
+            unnamed.remove(name)
         if equals:
             out.append(f"--{name}={value}")
         elif name not in _READ_BY_ABSL_ITSELF and (name not in flag_values or flag_values[name].boolean):
@@ -65,9 +79,9 @@ def normalize(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) 
     return out
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     try:
-        rest = app.parse_flags_with_usage(normalize(argv))
+        rest = app.parse_flags_with_usage(normalize(argv, positional=positional))
     except flags.Error as error:
         sys.exit(f"FATAL Flags parsing error: {error}\nPass --helpshort or --helpfull to see help on flags.")
     # Results are printed; INFO is where libraries tell of every backend and file they tried. `app.run` turns a default

@@ -115,6 +115,34 @@ def test_bad_lines(defined, words, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "results.json --dose 2",
+        "--dose 2 results.json",
+        "--prompt=results.json --dose=2",
+        "--dose=2 --prompt results.json",
+    ],
+)
+def test_a_word_can_stand_for_a_flag(defined, words):
+    normal = flags.normalize(["prog", *words.split()], defined, positional=("prompt",))
+    assert sorted(normal[1:]) == ["--dose=2", "--prompt=results.json"]
+
+
+def test_words_fill_flags_in_order_and_no_more():
+    values = absl_flags.FlagValues()
+    for name in ("one", "two"):
+        absl_flags.DEFINE_string(name, None, "", flag_values=values)
+
+    def filled(words):
+        return flags.normalize(["prog", *words.split()], values, positional=("one", "two"))[1:]
+
+    assert filled("a b") == ["--one=a", "--two=b"] and filled("--one=b a") == ["--one=b", "--two=a"]
+    assert filled("a") == ["--one=a"]
+    with pytest.raises(absl_flags.Error, match="'c' belongs to no flag"):
+        filled("a b c")
+
+
 BINARY = """
 from absl import flags as f
 from nmjax import flags
