@@ -42,11 +42,11 @@ class Projection(nn.Module):
     equation: str
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None
-    init: nn.initializers.Initializer = _normal
+    kernel_init: nn.initializers.Initializer = _normal
 
     @nn.compact
     def __call__(self, x):
-        y = jnp.einsum(self.equation, x, self.param("kernel", self.init, self.shape))
+        y = jnp.einsum(self.equation, x, self.param("kernel", self.kernel_init, self.shape))
         return y if self.bias is None else y + self.param("bias", nn.initializers.zeros, self.bias)
 
 
