@@ -159,6 +159,12 @@ class MiniGPT(nn.Module):
     def set_up_heads(self):
         """What a variant has besides the tied head."""
 
+    def whole_rows(self, tokens, mask) -> Context:
+        """The context of tokens [B, T] that are given whole. Raises ValueError if they exceed the model's context."""
+        if mask is None and tokens.shape[1] > self.config.max_positions:
+            raise ValueError(f"tokens: {tokens.shape[1]} of a row exceed max_positions={self.config.max_positions}")
+        return plain_context(tokens, mask)
+
     def enter(self, tokens, ctx: Context, effects: Effects):
         """The residual stream [B, T, D] before the first block."""
         x = visit(self, "embed", self.embed(tokens), ctx, effects)
@@ -178,7 +184,7 @@ class MiniGPT(nn.Module):
         self, tokens, mask=None, *, ctx: Context | None = None, effects: Effects = (), cache: Cache | None = None
     ):
         """Hidden states [B, T, D] after the final norm; with a cache the pair (hidden, new cache). As `Llama`'s."""
-        ctx = plain_context(tokens, mask) if ctx is None else ctx
+        ctx = self.whole_rows(tokens, mask) if ctx is None else ctx
         hidden, new_cache = self.run(tokens, None, ctx, effects, cache)
         return hidden if cache is None else (hidden, new_cache)
 
@@ -227,13 +233,16 @@ class ConfidenceAwareGPT(MiniGPT):
           With `confidence_scalars` {"logits": float32 [B, T, V], "confidence_pred": float32 [B, T, 1]}, else hidden
           states, with a cache as the pair (hidden, new cache).
         """
-        ctx = plain_context(tokens, mask) if ctx is None else ctx
+        ctx = self.whole_rows(tokens, mask) if ctx is None else ctx
         if self.is_initializing():
             self.told(tokens, jnp.zeros((*tokens.shape, 1)), ctx)
             return None
         if confidence_scalars is not None:
             if cache is not None:
                 raise ValueError("cache: with confidence_scalars wanted None; use `told` to get the cache as well")
+            if confidence_scalars.shape != (*tokens.shape, 1):
+                seen = confidence_scalars.shape
+                raise ValueError(f"confidence_scalars has shape {seen}, wanted {(*tokens.shape, 1)}")
             hidden, confidence, _ = self.told(tokens, confidence_scalars, ctx, effects)
             return {"logits": self.unembed(hidden), "confidence_pred": confidence}
         signal = self.feed_back(tokens, ctx, effects, cache)
@@ -255,11 +264,13 @@ class ConfidenceAwareGPT(MiniGPT):
         if cache is None:
             ctx = ctx.replace(slot=0)
             cache = self.init_cache(B, T, self.embed.embedding.dtype)
+        signal = jnp.zeros((B, T, 1), jnp.float32)
+        if self.config.feedback == 0:
+            return signal
         if T == 1:
             return preceding(cache, ctx)
         if self.config.feedback is None:
             return self._one_by_one(tokens, ctx, effects, cache)
-        signal = jnp.zeros((B, T, 1), jnp.float32)
         for _ in range(self.config.feedback):
             _, _, new = self.told(tokens, signal, ctx, effects, cache)
             signal = preceding(new, ctx)

@@ -128,7 +128,8 @@ class ConfidenceConfig(MiniGPTConfig):
         uniform guess, which is where training starts.
       feedback: how the signal of a whole row is found where none is given. None: exactly, position by position. A
         number: so many parallel (Jacobi) passes; the signals of the first `feedback` positions after the first are
-        exact, and 0 is a model that is told nothing.
+        exact, and 0 is a model that is told nothing. One token behind a cache is told what the cache holds, so with a
+        few passes what is generated differs from a pass over the whole row as far as these have not settled.
     """
 
     architecture: ClassVar[str] = "ConfidenceAwareGPT"

@@ -102,3 +102,33 @@ def copying_lm():
     module = Known(Config())
     params = module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     return LanguageModel(module, params)
+
+
+@pytest.fixture(scope="session")
+def minigpt():
+    """`tests/golden/lookahead.npz` by name, and as `plain` and `aware` its MiniGPT and ConfidenceAwareGPT.
+
+    L 2, N 2, D 12, V 29, 10 positions; rows of 9 tokens and two targets; parameters are random, far from their start.
+    """
+    import dataclasses
+    from types import SimpleNamespace
+
+    import jax
+    import numpy as np
+
+    from models.minigpt import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
+    from nmjax.lm import LanguageModel
+
+    arrays = dict(np.load(PROJECT_ROOT / "tests" / "golden" / "lookahead.npz"))
+    sizes = MiniGPTConfig(vocab=29, embed=12, layers=2, heads=2, max_positions=10)
+
+    def read(module, vector):
+        tokens = np.zeros((1, 1), np.int32)
+        shapes, tree = jax.tree.flatten(jax.eval_shape(lambda: module.init(jax.random.key(0), tokens)["params"]))
+        parts = np.split(vector, np.cumsum([leaf.size for leaf in shapes])[:-1])
+        leaves = [part.reshape(leaf.shape) for part, leaf in zip(parts, shapes, strict=True)]
+        return LanguageModel(module, jax.tree.unflatten(tree, leaves))
+
+    aware = ConfidenceAwareGPT(ConfidenceConfig(**dataclasses.asdict(sizes)))
+    models = {"plain": read(MiniGPT(sizes), arrays["plain_params"]), "aware": read(aware, arrays["params"])}
+    return SimpleNamespace(**arrays, **models)

@@ -48,7 +48,12 @@ class Lookahead:
             raise ValueError(f"wanted draws >= 1 and top >= 0, got draws={self.draws}, top={self.top}")
 
     def choose(self, logits: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Choices int32 [B, L, M] from logits [B, L, V], and their weights float32 [B, L, M], which sum to 1."""
+        """Choices int32 [B, L, M] from logits [B, L, V], and their weights float32 [B, L, M], which sum to 1.
+
+        Raises ValueError for a `top` above V.
+        """
+        if self.top > logits.shape[-1]:
+            raise ValueError(f"top={self.top}, wanted at most the vocabulary's {logits.shape[-1]}")
         if self.top:
             likeliest, tokens = jax.lax.top_k(logits, self.top)
             return tokens.astype(jnp.int32), jax.nn.softmax(likeliest, axis=-1)
@@ -74,8 +79,15 @@ def lookahead_loss(
     Returns:
         `total_loss`, `loss_lm` (next-token cross-entropy) and `loss_confidence` [], means over positions;
         `pred_conf` [B, L], `future_loss` [B, L] (what it is asked to equal) and `token_loss` [B, L].
+    Raises:
+        ValueError: arrays of other shapes, or a context that leaves the model no position for a choice.
     """
+    if tokens.ndim != 2 or tokens.shape[1] < 3:
+        raise ValueError(f"tokens has shape {tokens.shape}, wanted [B, L + 2] with L of 1 or more")
     B, L = tokens.shape[0], tokens.shape[1] - 2
+    _check(module, L, {"signal": (signal, (B, L, 1)), "weights": (weights, (B, L))})
+    if draw is not None and draw.shape[:2] != (B, L):
+        raise ValueError(f"draw has shape {draw.shape}, wanted {(B, L)}, or an axis of choices more")
     weights = jnp.ones((B, L), jnp.float32) if weights is None else weights
     ctx = plain_context(tokens[:, :L])
     hidden, confidence, cache, dropout = _first_pass(module, params, tokens[:, :L], signal, ctx, L, key)
@@ -137,8 +149,12 @@ def two_pass_training_step(
     Returns:
         `pred_conf_t` [B, 1] and `total_loss`, `loss_lm`, `loss_confidence` [], means over rows; `future_loss` [B], what
         `pred_conf_t` is asked to equal.
+    Raises:
+        ValueError: arrays of other shapes, or a context that leaves the model no position for a choice.
     """
     B, L = tokens_t.shape
+    targets = {"tokens_t_plus_1": (tokens_t_plus_1, (B,)), "tokens_t_plus_2": (tokens_t_plus_2, (B,))}
+    _check(module, L, {"prev_conf": (prev_conf, (B, L, 1)), "draw": (draw, (B,)), **targets})
     ctx = plain_context(tokens_t)
     hidden, confidence, cache, dropout = _first_pass(module, params, tokens_t, prev_conf, ctx, L + 1, key)
     logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
@@ -178,6 +194,16 @@ def feedback_signal(module, params, tokens, key=None) -> jax.Array:
     rngs = {} if key is None else {"dropout": key}
     frozen = jax.lax.stop_gradient(params)
     return module.apply({"params": frozen}, tokens, plain_context(tokens), method="feed_back", rngs=rngs)
+
+
+def _check(module, context: int, arrays: dict) -> None:
+    """Raises ValueError unless each of name -> (array or None, shape) fits, and a choice behind the context, too."""
+    for name, (array, shape) in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, wanted {shape}")
+    room = module.config.max_positions
+    if context >= room:
+        raise ValueError(f"tokens: a context of {context} tokens and a choice behind them exceed max_positions={room}")
 
 
 def _first_pass(module, params, tokens, signal, ctx: Context, slots: int, key):
