@@ -145,6 +145,7 @@ def define_flags() -> None:
         "(jacobi), nothing (zeros), or as published those on the batch before (carry).",
     )
     flags.DEFINE_integer("jacobi_passes", d.jacobi_passes, "Of --feedback=jacobi.")
+    flags.DEFINE_bool("untold", d.untold, "Also train the confidence model without telling it anything.")
     flags.DEFINE_bool("equal_flops", d.equal_flops, "Also train MiniGPT until it has cost what the other model did.")
     flags.DEFINE_integer("save_interval", d.save_interval, "Steps between two intermediate results files.")
     flags.DEFINE_integer("checkpoint_interval", d.checkpoint_interval, "Steps between two checkpoints.")

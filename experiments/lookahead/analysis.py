@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD
+from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, UNTOLD
 from experiments.lookahead.evaluation import TOLD
 from nmjax.metrics.loss_prediction import baselines, compare_with_baselines, quality
 from nmjax.metrics.seeds import over_seeds, paired_over_seeds
@@ -36,7 +36,7 @@ def analyse(tokens: dict[str, Tokens]) -> dict[str, Any]:
     told = tokens[CONFIDENCE]
     losses = {OWN: _means(told, "token_loss")}
     losses |= {name: _means(told, f"token_loss_{name}") for name in TOLD}
-    losses |= {name: _means(tokens[name], "token_loss") for name in (STANDARD, EQUAL_FLOPS) if name in tokens}
+    losses |= {name: _means(tokens[name], "token_loss") for name in (UNTOLD, STANDARD, EQUAL_FLOPS) if name in tokens}
     own = [quality(t["predicted"], t["actual"], t["wrong"], t["row"]) for t in told]
     rivals = [baselines(t["actual"], t["wrong"], t["entropy"], t["max_prob"], t["row"]) for t in told]
     within = [

@@ -16,6 +16,7 @@ from nmjax.training.lookahead import Lookahead, feedback_signal, future_losses, 
 from nmjax.training.loop import LossFn, init_state, make_optimizer, make_step, token_losses
 
 STANDARD, CONFIDENCE, EQUAL_FLOPS = "standard", "confidence", "standard_equal_flops"
+UNTOLD = "confidence_untold"  # learns to predict its coming loss as the confidence model does, and is told nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def standard_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | N
     return Arm(STANDARD, module, loss, config.training_steps)
 
 
-def confidence_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | None) -> Arm:
+def confidence_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | None, name: str = CONFIDENCE) -> Arm:
     """ConfidenceAwareGPT under two-pass lookahead training; pass 2 reaches one position beyond the context."""
     passes = {"jacobi": config.jacobi_passes, "scan": None, "zeros": 0, "carry": 0}[config.feedback]
     module = ConfidenceAwareGPT(
@@ -102,8 +103,13 @@ def confidence_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int |
 
     if config.feedback == "carry":
         nothing = jnp.zeros((len(config.seeds), config.batch_size, L, 1), jnp.float32)
-        return Arm(CONFIDENCE, module, carrying_loss, config.training_steps, nothing)
-    return Arm(CONFIDENCE, module, loss, config.training_steps)
+        return Arm(name, module, carrying_loss, config.training_steps, nothing)
+    return Arm(name, module, loss, config.training_steps)
+
+
+def untold_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | None) -> Arm:
+    """The same model, trained alike on both losses, that is told nothing."""
+    return confidence_arm(dataclasses.replace(config, feedback="zeros"), vocab, eos_id, UNTOLD)
 
 
 def step_flops(config: ConfidenceExperimentConfig, arm: Arm) -> float:
@@ -112,19 +118,19 @@ def step_flops(config: ConfidenceExperimentConfig, arm: Arm) -> float:
     XLA counts the body of a loop once. So the exact feedback, which reads every position once, is counted as one
     parallel pass, and choices beyond the first are added.
     """
-    loss = arm.loss
-    if arm.name == CONFIDENCE:
+    loss, build = arm.loss, {CONFIDENCE: confidence_arm, UNTOLD: untold_arm}.get(arm.name)
+    if build is not None:
         countable = dataclasses.replace(config, draws=1, top=0)
         if config.feedback == "scan":
             countable = dataclasses.replace(countable, feedback="jacobi", jacobi_passes=1)
-        loss = confidence_arm(countable, arm.module.config.vocab, None).loss
+        loss = build(countable, arm.module.config.vocab, None).loss
     params = jax.tree.map(lambda leaf: leaf[0], arm.initial_params(config.seeds[:1]))
     tokens = jnp.zeros((config.batch_size, config.max_seq_len + 2), jnp.int32)
     optimizer = make_optimizer(config.recipe(config.training_steps))
     state = init_state(params, optimizer, carry=None if arm.carry is None else arm.carry[0])
     total = _flops(make_step(loss, optimizer), state, {"tokens": tokens})
     more = max(config.top, config.draws) - 1
-    if arm.name == CONFIDENCE and more:
+    if build is not None and more:
         total += more * _flops(lambda *given: future_losses(arm.module, *given, {}), *_second_pass(arm, params, tokens))
     return total
 

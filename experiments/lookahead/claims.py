@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.lookahead.analysis import OWN
-from experiments.lookahead.arms import EQUAL_FLOPS, STANDARD
+from experiments.lookahead.arms import EQUAL_FLOPS, STANDARD, UNTOLD
 from experiments.lookahead.evaluation import TOLD
 from nmjax.report.tables import number, with_interval
 from nmjax.report.verdicts import Verdict
@@ -16,6 +16,7 @@ NAMES = {
     "zeros": "zeros",
     "shuffled": "another text's predictions",
     "constant": "a constant",
+    UNTOLD: "the same model, trained without the signal",
     STANDARD: "MiniGPT, equal steps",
     EQUAL_FLOPS: "MiniGPT, equal FLOPs",
     "entropy": "its entropy",
@@ -32,15 +33,16 @@ RULES = (
     "and contradicted where one is. For R squared, higher is better and the signs turn.",
     "The calibration slope counts as 1 where its whole interval lies within 0.9 to 1.1, and the claim is contradicted "
     "where the whole interval lies outside. That the interval contains 1 is not enough: a wide one always does.",
-    "The signal helps where the model that is told its own predictions beats both itself, told anything else, and "
-    "MiniGPT after equal steps. If it loses one of these, the answer is no. Whether the help is worth its cost is the "
-    "question of equal FLOPs, answered beside it. A single seed has no interval, so nothing is decided by it.",
+    "The signal helps where the model that is told its own predictions beats both itself, told anything else, and the "
+    "same model, trained alike on both losses without the signal. If it loses one of these, the answer is no. Whether "
+    "the whole training pays, the second loss included, is asked against MiniGPT and answered beside it. A single seed "
+    "has no interval, so nothing is decided by it.",
 )
 """Paragraphs."""
 
 
 def verdicts(findings: Mapping[str, Any]) -> list[Verdict]:
-    """The five claims. `findings`: of `analysis.analyse`."""
+    """The six claims. `findings`: of `analysis.analyse`."""
     told = _together([_lower(findings["differences"][name]) for name in TOLD])
     ahead = findings["advantage"]
     known = _together([_higher(ahead[rival]["r2"]["over_seeds"]) for rival in ahead])
@@ -50,6 +52,11 @@ def verdicts(findings: Mapping[str, Any]) -> list[Verdict]:
             "text's predictions or a constant",
             told,
             _because(findings, TOLD),
+        ),
+        Verdict(
+            "ConfidenceAwareGPT predicts the next token better than the same model, trained alike without the signal",
+            _lower(findings["differences"].get(UNTOLD)),
+            _because(findings, [UNTOLD]),
         ),
         Verdict(
             "ConfidenceAwareGPT predicts the next token better than MiniGPT at equal steps",
@@ -76,18 +83,22 @@ def verdicts(findings: Mapping[str, Any]) -> list[Verdict]:
 
 
 def answer(found: Sequence[Verdict]) -> str:
-    """Whether the signal helps, from the verdicts: "Yes", "No", "Undecided", or yes with what equal FLOPs say."""
-    uses, equal_steps, equal_flops = (verdict.verdict for verdict in found[:3])
-    helps = _together([uses, equal_steps])
-    if helps != "supported":
-        return {"contradicted": "No", "undecided": "Undecided"}[helps]
-    cost = {"supported": "", "contradicted": ", but not at equal FLOPs", "undecided": ", undecided at equal FLOPs"}
-    return f"Yes{cost[equal_flops]}"
+    """Whether the signal helps, "Yes", "No" or "Undecided", and what MiniGPT says to the whole, from the verdicts."""
+    uses, untold, equal_steps, equal_flops = (verdict.verdict for verdict in found[:4])
+    helps = {"supported": "Yes", "contradicted": "No", "undecided": "Undecided"}[_together([uses, untold])]
+    pays = {
+        "supported": "and the whole beats MiniGPT at equal FLOPs",
+        "contradicted": "and MiniGPT is as good or better at equal FLOPs",
+        "undecided": "and whether the whole beats MiniGPT at equal FLOPs is undecided",
+    }[equal_flops]
+    if equal_steps == "contradicted":
+        pays = "and MiniGPT is as good or better at equal steps"
+    return f"{helps}, {pays}"
 
 
 def reason(found: Sequence[Verdict]) -> str:
-    """Why `answer` says what it says, in two sentences."""
-    uses, equal_steps = (verdict.verdict for verdict in found[:2])
+    """Why `answer` says what it says, in three sentences."""
+    uses, untold, equal_steps = (verdict.verdict for verdict in found[:3])
     itself = {
         "supported": "The trained model uses the signal: told its own predictions it predicts better than told "
         "anything else.",
@@ -95,12 +106,18 @@ def reason(found: Sequence[Verdict]) -> str:
         "undecided": "Whether the trained model gains by being told its own predictions, and not something else, is "
         "undecided.",
     }
-    baseline = {
-        "supported": "It is better than MiniGPT, which has no signal, after as many steps.",
-        "contradicted": "MiniGPT, which has no signal, is as good or better after as many steps.",
-        "undecided": "Whether it is better than MiniGPT, which has no signal, after as many steps is undecided.",
+    without = {
+        "supported": "It also beats the same model, trained alike without the signal.",
+        "contradicted": "The same model, trained alike without the signal, is as good or better.",
+        "undecided": "Whether it beats the same model, trained alike without the signal, is undecided.",
     }
-    return f"{itself[uses]} {baseline[equal_steps]}"
+    baseline = {
+        "supported": "It is better than MiniGPT, which learns nothing but the next token, after as many steps.",
+        "contradicted": "MiniGPT, which learns nothing but the next token, is as good or better after as many steps.",
+        "undecided": "Whether it is better than MiniGPT, which learns nothing but the next token, after as many steps "
+        "is undecided.",
+    }
+    return f"{itself[uses]} {without[untold]} {baseline[equal_steps]}"
 
 
 # --- Rules ------------------------------------------------------------------------------------------------------------

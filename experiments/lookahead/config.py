@@ -87,6 +87,8 @@ class ConfidenceExperimentConfig(PretrainingConfig):
       feedback: what the model is told while it trains. 'scan': its exact predictions on the same row; 'jacobi': those
         of `jacobi_passes` parallel passes; 'zeros': nothing; 'carry': as published, what it predicted on the batch
         before, which is about other texts.
+      untold: also trains the confidence model without telling it anything, which leaves the signal as the only
+        difference.
       equal_flops: also trains the baseline for so many steps that it costs what the confidence model does.
       eval_draws: choices a held-out position for its actual future loss, which is the mean of theirs.
       steps_per_call: steps a compiled call scans over; 0 chooses.
@@ -104,6 +106,7 @@ class ConfidenceExperimentConfig(PretrainingConfig):
     top: int = 0
     feedback: str = "jacobi"
     jacobi_passes: int = 1
+    untold: bool = True
     equal_flops: bool = True
     eval_draws: int = 4
     steps_per_call: int = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.lookahead.analysis import OWN
-from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD
+from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, UNTOLD
 from experiments.lookahead.claims import NAMES
 from experiments.lookahead.evaluation import TOLD
 from experiments.lookahead.results import ConfidenceExperimentResults, TrainingResult
@@ -23,7 +23,12 @@ from nmjax.report.plots_training import (
 )
 from nmjax.report.tables import number
 
-ARMS = {STANDARD: "MiniGPT", CONFIDENCE: "ConfidenceAwareGPT", EQUAL_FLOPS: "MiniGPT, equal FLOPs"}
+ARMS = {
+    STANDARD: "MiniGPT",
+    CONFIDENCE: "ConfidenceAwareGPT",
+    UNTOLD: "the same without the signal",
+    EQUAL_FLOPS: "MiniGPT, equal FLOPs",
+}
 """How the models are printed."""
 MOST_SEEDS = 6  # of which a scatter plot is drawn
 
@@ -54,6 +59,7 @@ def trained(found: ConfidenceExperimentResults) -> dict[str, list[TrainingResult
     by_arm: dict[str, Mapping[str, Sequence[TrainingResult]]] = {
         STANDARD: found.standard_model_results,
         CONFIDENCE: found.confidence_model_results,
+        UNTOLD: found.untold_model_results,
         EQUAL_FLOPS: found.equal_flops_results,
     }
     return {name: [results[0] for results in by_seed.values()] for name, by_seed in by_arm.items() if by_seed}

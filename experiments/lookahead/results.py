@@ -58,8 +58,9 @@ class ConfidenceExperimentResults:
     """A whole comparison.
 
     Attributes:
-      standard_model_results, confidence_model_results, equal_flops_results: a list with one result, by seed as text.
-        The last is of the baseline that trained until it had cost what the confidence model did; it may be empty.
+      standard_model_results, confidence_model_results: a list with one result, by seed as text.
+      untold_model_results: of the confidence model that trained alike and was told nothing; may be empty.
+      equal_flops_results: of the baseline that trained until it had cost what the confidence model did; may be empty.
       training_time, parameter_counts, flops_per_step: by model.
       data: tokens, documents and hashes.
       findings: what the analysis makes of the held-out tokens; empty in an intermediate file.
@@ -72,6 +73,7 @@ class ConfidenceExperimentResults:
     timestamp: str
     training_time: dict[str, float]
     parameter_counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    untold_model_results: dict[str, list[ConfidenceTrainingResult]] = dataclasses.field(default_factory=dict)
     equal_flops_results: dict[str, list[TrainingResult]] = dataclasses.field(default_factory=dict)
     flops_per_step: dict[str, float] = dataclasses.field(default_factory=dict)
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -90,6 +92,7 @@ class ConfidenceExperimentResults:
         for name, kind in (
             ("standard_model_results", TrainingResult),
             ("confidence_model_results", ConfidenceTrainingResult),
+            ("untold_model_results", ConfidenceTrainingResult),
             ("equal_flops_results", TrainingResult),
         ):
             values[name] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.lookahead import arms, evaluation
 from experiments.lookahead.analysis import analyse
-from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, Arm
+from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, UNTOLD, Arm
 from experiments.lookahead.config import ConfidenceExperimentConfig
 from experiments.lookahead.data import ConfidenceData, prepare_confidence_data
 from experiments.lookahead.results import (
@@ -62,8 +62,10 @@ class Study:
         self.data: ConfidenceData = prepare_confidence_data(config, tokenizer)
         vocab, eos_id = self.data.vocab, self.data.tokenizer.eos_token_id
         standard, confidence = arms.standard_arm(config, vocab, eos_id), arms.confidence_arm(config, vocab, eos_id)
-        self.flops = {arm.name: arms.step_flops(config, arm) for arm in (standard, confidence)}
         self.arms = [standard, confidence]
+        if config.untold and config.feedback != "zeros":
+            self.arms.append(arms.untold_arm(config, vocab, eos_id))
+        self.flops = {arm.name: arms.step_flops(config, arm) for arm in self.arms}
         if config.equal_flops:
             steps = config.training_steps * self.flops[CONFIDENCE] / self.flops[STANDARD]
             whole_calls = max(1, round(steps / config.scan)) * config.scan
@@ -134,6 +136,7 @@ class Study:
         return ConfidenceExperimentResults(
             standard_model_results=by_arm.get(STANDARD, {}),
             confidence_model_results=by_arm.get(CONFIDENCE, {}),  # type: ignore[arg-type]
+            untold_model_results=by_arm.get(UNTOLD, {}),  # type: ignore[arg-type]
             equal_flops_results=by_arm.get(EQUAL_FLOPS, {}),
             config=self.config,
             timestamp=results.timestamp(),
@@ -179,7 +182,7 @@ class Study:
             "token_loss_history": [record["loss_lm"] for record in history],
             "training_time": trained.seconds / len(self.config.seeds),
         }
-        if arm.name != CONFIDENCE:
+        if arm.name not in (CONFIDENCE, UNTOLD):
             return TrainingResult(**common)
         sample: dict[str, list[float]] = {}
         if tokens is not None:
@@ -207,6 +210,7 @@ def _summary(tokens: list[dict[str, np.ndarray]]) -> Metrics:
         if "predicted" in read:
             measured = quality(read["predicted"], read["actual"], read["wrong"], read["row"])
             one |= {name: measured[name] for name in ("mse", "r2", "pearson")}
+        if "told_error" in read:
             one["told_error"] = float(read["told_error"].mean())
         by_seed.append(one)
     return {name: [one[name] for one in by_seed] for name in by_seed[0]}

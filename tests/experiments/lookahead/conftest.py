@@ -5,15 +5,23 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.lookahead.analysis import analyse
-from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD
+from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, UNTOLD
 from experiments.lookahead.config import ConfidenceExperimentConfig
 from experiments.lookahead.evaluation import TOLD
 from experiments.lookahead.results import ConfidenceExperimentResults, ConfidenceTrainingResult, TrainingResult
 
 CHUNKS, LENGTH, STEPS, EVERY = 12, 10, 20, 10
-FLOPS = {STANDARD: 1e9, CONFIDENCE: 1.5e9, EQUAL_FLOPS: 1e9}
+FLOPS = {STANDARD: 1e9, CONFIDENCE: 1.5e9, UNTOLD: 1.4e9, EQUAL_FLOPS: 1e9}
 # Held-out losses beyond 2 nats, the same for all seeds, which add some noise.
-LEVELS = {"token_loss": 0.0, "zeros": 0.3, "shuffled": 0.2, "constant": 0.1, STANDARD: 0.5, EQUAL_FLOPS: -0.5}
+LEVELS = {
+    "token_loss": 0.0,
+    "zeros": 0.3,
+    "shuffled": 0.2,
+    "constant": 0.1,
+    STANDARD: 0.5,
+    UNTOLD: 0.4,
+    EQUAL_FLOPS: -0.5,
+}
 
 
 def read(arm, seed):
@@ -65,11 +73,11 @@ def trained(arm, seed, tokens, steps):
     )  # fmt: skip
 
 
-def compare(seeds=(1, 2, 3), arms=(STANDARD, CONFIDENCE, EQUAL_FLOPS)):
+def compare(seeds=(1, 2, 3), arms=(STANDARD, CONFIDENCE, UNTOLD, EQUAL_FLOPS)):
     """A finished comparison: told its own predictions the model is better than told anything else (by 0.1 nats or
     more) and than MiniGPT at equal steps (0.5), not at equal FLOPs (0.5 worse); its head knows the coming loss."""
     tokens = {arm: [read(arm, seed) for seed in seeds] for arm in arms}
-    steps = {STANDARD: STEPS, CONFIDENCE: STEPS, EQUAL_FLOPS: STEPS * 3 // 2}
+    steps = {STANDARD: STEPS, CONFIDENCE: STEPS, UNTOLD: STEPS, EQUAL_FLOPS: STEPS * 3 // 2}
     by_arm = {
         arm: {str(seed): [trained(arm, seed, tokens[arm][r], steps[arm])] for r, seed in enumerate(seeds)}
         for arm in arms
@@ -78,6 +86,7 @@ def compare(seeds=(1, 2, 3), arms=(STANDARD, CONFIDENCE, EQUAL_FLOPS)):
     return ConfidenceExperimentResults(
         standard_model_results=by_arm[STANDARD],
         confidence_model_results=by_arm[CONFIDENCE],
+        untold_model_results=by_arm.get(UNTOLD, {}),
         equal_flops_results=by_arm.get(EQUAL_FLOPS, {}),
         config=config,
         timestamp="20260131_235959",
@@ -92,13 +101,13 @@ def compare(seeds=(1, 2, 3), arms=(STANDARD, CONFIDENCE, EQUAL_FLOPS)):
 
 @pytest.fixture(scope="session")
 def compared():
-    """Three seeds, three models."""
+    """Three seeds, four models."""
     return compare()
 
 
 @pytest.fixture(scope="session")
 def single():
-    """One seed, and no baseline at equal FLOPs."""
+    """One seed, and the two models that are always trained."""
     return compare(seeds=(7,), arms=(STANDARD, CONFIDENCE))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.lookahead import claims, output
-from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD
+from experiments.lookahead.arms import CONFIDENCE, EQUAL_FLOPS, STANDARD, UNTOLD
 from experiments.lookahead.figures import ARMS
 from experiments.lookahead.report import Report
 from experiments.lookahead.results import load_results
@@ -36,8 +36,15 @@ def changed(compared, path, values):
 
 def test_claims_of_a_run_whose_truth_is_known(compared):
     found = claims.verdicts(compared.findings)
-    assert [v.verdict for v in found] == ["supported", "supported", "contradicted", "supported", "supported"]
-    assert claims.answer(found) == "Yes, but not at equal FLOPs"
+    assert [v.verdict for v in found] == [
+        "supported",
+        "supported",
+        "supported",
+        "contradicted",
+        "supported",
+        "supported",
+    ]
+    assert claims.answer(found) == "Yes, and MiniGPT is as good or better at equal FLOPs"
 
 
 @pytest.mark.parametrize(
@@ -48,20 +55,23 @@ def test_claims_of_a_run_whose_truth_is_known(compared):
         (0, ("differences", "constant"), ACROSS, "undecided"),
         (0, ("differences", "constant"), [-3.0, None, -2.5], "undecided"),
         (0, ("differences", "constant"), BELOW, "supported"),
-        (1, ("differences", STANDARD), BELOW, "supported"),
-        (1, ("differences", STANDARD), ABOVE, "contradicted"),
-        (1, ("differences", STANDARD), ACROSS, "undecided"),
-        (2, ("differences", EQUAL_FLOPS), BELOW, "supported"),
-        (2, ("differences", EQUAL_FLOPS), ABOVE, "contradicted"),
-        (2, ("differences", EQUAL_FLOPS), ACROSS, "undecided"),
-        (3, ("advantage", "entropy", "r2", "over_seeds"), ABOVE, "supported"),
-        (3, ("advantage", "entropy", "r2", "over_seeds"), BELOW, "contradicted"),
-        (3, ("advantage", "max_prob", "r2", "over_seeds"), ACROSS, "undecided"),
-        (4, ("quality", "head", "over_seeds", "calibration_slope"), [0.99, 1.0, 1.01], "supported"),
-        (4, ("quality", "head", "over_seeds", "calibration_slope"), [0.97, 0.971, 0.972], "supported"),
-        (4, ("quality", "head", "over_seeds", "calibration_slope"), [0.8, 0.81, 0.79], "contradicted"),
-        (4, ("quality", "head", "over_seeds", "calibration_slope"), [1.2, 1.21, 1.19], "contradicted"),
-        (4, ("quality", "head", "over_seeds", "calibration_slope"), [0.8, 1.2, 1.0], "undecided"),
+        (1, ("differences", UNTOLD), BELOW, "supported"),
+        (1, ("differences", UNTOLD), ABOVE, "contradicted"),
+        (1, ("differences", UNTOLD), ACROSS, "undecided"),
+        (2, ("differences", STANDARD), BELOW, "supported"),
+        (2, ("differences", STANDARD), ABOVE, "contradicted"),
+        (2, ("differences", STANDARD), ACROSS, "undecided"),
+        (3, ("differences", EQUAL_FLOPS), BELOW, "supported"),
+        (3, ("differences", EQUAL_FLOPS), ABOVE, "contradicted"),
+        (3, ("differences", EQUAL_FLOPS), ACROSS, "undecided"),
+        (4, ("advantage", "entropy", "r2", "over_seeds"), ABOVE, "supported"),
+        (4, ("advantage", "entropy", "r2", "over_seeds"), BELOW, "contradicted"),
+        (4, ("advantage", "max_prob", "r2", "over_seeds"), ACROSS, "undecided"),
+        (5, ("quality", "head", "over_seeds", "calibration_slope"), [0.99, 1.0, 1.01], "supported"),
+        (5, ("quality", "head", "over_seeds", "calibration_slope"), [0.97, 0.971, 0.972], "supported"),
+        (5, ("quality", "head", "over_seeds", "calibration_slope"), [0.8, 0.81, 0.79], "contradicted"),
+        (5, ("quality", "head", "over_seeds", "calibration_slope"), [1.2, 1.21, 1.19], "contradicted"),
+        (5, ("quality", "head", "over_seeds", "calibration_slope"), [0.8, 1.2, 1.0], "undecided"),
     ],
 )
 def test_each_verdict_follows_its_rule(compared, claim, path, values, verdict):
@@ -73,33 +83,38 @@ def test_each_verdict_follows_its_rule(compared, claim, path, values, verdict):
 
 def test_reasons_name_the_numbers_and_what_is_missing(compared):
     slope = ("quality", "head", "over_seeds", "calibration_slope")
-    inside = claims.verdicts(changed(compared, slope, [0.97, 0.971, 0.972]))[4].because
+    inside = claims.verdicts(changed(compared, slope, [0.97, 0.971, 0.972]))[5].because
     assert "0.971 [0.969, 0.973]" in inside and "leaves out 1" in inside
-    assert "contains 1" in claims.verdicts(changed(compared, slope, [0.99, 1.0, 1.01]))[4].because
-    diverged = claims.verdicts(changed(compared, ("differences", STANDARD), [-3.0, None, -2.5]))[1]
+    assert "contains 1" in claims.verdicts(changed(compared, slope, [0.99, 1.0, 1.01]))[5].because
+    diverged = claims.verdicts(changed(compared, ("differences", STANDARD), [-3.0, None, -2.5]))[2]
     assert diverged.because.endswith("Undefined in at least one seed, so undecided.")
 
 
 @pytest.mark.parametrize(
     ("verdicts", "answer"),
     [
-        ("supported supported supported", "Yes"),
-        ("supported supported contradicted", "Yes, but not at equal FLOPs"),
-        ("supported supported undecided", "Yes, undecided at equal FLOPs"),
-        ("supported contradicted supported", "No"),
-        ("contradicted supported supported", "No"),
-        ("undecided contradicted contradicted", "No"),
-        ("supported undecided supported", "Undecided"),
-        ("undecided supported supported", "Undecided"),
+        ("supported supported supported supported", "Yes, and the whole beats MiniGPT at equal FLOPs"),
+        ("supported supported supported contradicted", "Yes, and MiniGPT is as good or better at equal FLOPs"),
+        ("supported supported contradicted contradicted", "Yes, and MiniGPT is as good or better at equal steps"),
+        (
+            "supported supported supported undecided",
+            "Yes, and whether the whole beats MiniGPT at equal FLOPs is undecided",
+        ),
+        ("supported contradicted contradicted contradicted", "No, and MiniGPT is as good or better at equal steps"),
+        ("contradicted supported supported supported", "No, and the whole beats MiniGPT at equal FLOPs"),
+        ("supported undecided supported supported", "Undecided, and the whole beats MiniGPT at equal FLOPs"),
+        ("undecided supported supported supported", "Undecided, and the whole beats MiniGPT at equal FLOPs"),
     ],
 )
 def test_the_answer_follows_from_the_verdicts(verdicts, answer):
     found = [Verdict("a claim", verdict, "") for verdict in verdicts.split()]
     assert claims.answer(found) == answer
-    uses, equal_steps = claims.reason(found).removesuffix(".").split(". ")
-    words = {"supported": ("uses the signal", "It is better"), "contradicted": ("gains nothing", "as good or better"),
-             "undecided": ("undecided", "undecided")}  # fmt: skip
-    assert words[verdicts.split()[0]][0] in uses and words[verdicts.split()[1]][1] in equal_steps
+    uses, untold, equal_steps = claims.reason(found).removesuffix(".").split(". ")
+    words = {"supported": ("uses the signal", "It also beats", "It is better"),
+             "contradicted": ("gains nothing", "as good or better", "as good or better"),
+             "undecided": ("undecided", "undecided", "undecided")}  # fmt: skip
+    for k, said in enumerate((uses, untold, equal_steps)):
+        assert words[verdicts.split()[k]][k] in said
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -156,7 +171,7 @@ def test_text_and_page_hold_the_numbers_of_the_file(compared, drawn):
 def test_the_page_begins_with_the_answer(compared, drawn):
     page = Report(compared).html({})
     first = re.search(r"<h2[^>]*>(.*?)</h2>", page)[1]
-    assert first == "Does the confidence signal help? Yes, but not at equal FLOPs."
+    assert first == "Does the confidence signal help? Yes, and MiniGPT is as good or better at equal FLOPs."
     assert "(Student's t) lies below 0" in plain(page), "the rule is stated"
 
 
@@ -167,7 +182,7 @@ def test_figures_draw_the_file(compared, drawn):
     intervals = [axes.collections[k].get_segments()[0][:, 0] for axes in differences.axes
                  for k in range(len(axes.collections))]  # fmt: skip
     wanted = [compared.findings["differences"][name]["interval"] for name in
-              ("zeros", "shuffled", "constant", STANDARD, EQUAL_FLOPS)]  # fmt: skip
+              ("zeros", "shuffled", "constant", UNTOLD, STANDARD, EQUAL_FLOPS)]  # fmt: skip
     np.testing.assert_allclose(intervals, wanted)
 
     by_step, by_flops = convergence.axes
@@ -188,7 +203,8 @@ def test_figures_draw_the_file(compared, drawn):
     np.testing.assert_allclose(
         training.axes[1].get_lines()[0].get_ydata(), np.mean([r.confidence_loss_history for r in models], axis=0)
     )
-    assert [bar.get_width() for bar in cost.axes[2].patches] == [2e10, 3e10, 3e10]
+    steps, flops = {STANDARD: 20, CONFIDENCE: 20, UNTOLD: 20, EQUAL_FLOPS: 30}, compared.flops_per_step
+    assert [bar.get_width() for bar in cost.axes[2].patches] == [steps[arm] * flops[arm] for arm in steps]
 
 
 # --- Files that hold less ---------------------------------------------------------------------------------------------
@@ -201,15 +217,20 @@ def test_one_seed_decides_nothing_and_says_why(single, drawn):
     text, _ = check_all_say_the_same(report, figures)
     assert {v.verdict for v in report.verdicts.items} == {"undecided"}
     reasons = [v.because for v in report.verdicts.items]
-    assert all(reasons[k].endswith("One seed has no interval: train several to decide.") for k in (0, 1, 3, 4))
-    assert reasons[2] == "Not trained in this run: MiniGPT, equal FLOPs."
-    assert "help? Undecided." in text and "±" not in text.split("seconds are")[1].split("Relative")[0]
+    assert all(reasons[k].endswith("One seed has no interval: train several to decide.") for k in (0, 2, 4, 5))
+    assert reasons[1] == "Not trained in this run: the same model, trained without the signal."
+    assert reasons[3] == "Not trained in this run: MiniGPT, equal FLOPs."
+    assert "help? Undecided, and whether" in text and "±" not in text.split("seconds are")[1].split("Relative")[0]
     assert "1 seed," in text
 
 
 def test_an_unfinished_run_has_curves_and_no_comparison(compared, drawn):
     begun = dataclasses.replace(
-        compared, findings={}, equal_flops_results={}, training_time={STANDARD: 1.0, CONFIDENCE: 2.0}
+        compared,
+        findings={},
+        untold_model_results={},
+        equal_flops_results={},
+        training_time={STANDARD: 1.0, CONFIDENCE: 2.0},
     )
     report = Report(begun)
     figures = report.figures()
