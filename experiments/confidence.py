@@ -150,6 +150,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("save_interval", d.save_interval, "Steps between two intermediate results files.")
     flags.DEFINE_integer("checkpoint_interval", d.checkpoint_interval, "Steps between two checkpoints.")
     flags.DEFINE_integer("steps_per_call", d.steps_per_call, "Steps a compiled call scans over; 0 chooses.")
+    flags.DEFINE_string("mesh", d.mesh, "Devices by axis, such as 'data=2,fsdp=4'; default: one device.")
     flags.DEFINE_string("results_dir", d.results_dir, "Folder of the results.")
     flags.DEFINE_string("export", None, "Folder for the trained models, to be read by models.load.")
 
@@ -158,7 +159,7 @@ def config_of_flags() -> ConfidenceExperimentConfig:
     """The preset with what the command line changes. Raises ValueError for a bad value."""
     given = flags.FLAGS
     names = {field.name for field in dataclasses.fields(ConfidenceExperimentConfig)}
-    changes = {name: given[name].value for name in names if given[name].present}
+    changes: dict[str, Any] = {name: given[name].value for name in names if given[name].present}
     if "seeds" in changes:
         changes["seeds"] = _integers("seeds", changes["seeds"])
     if "confidence_init_bias" in changes:
@@ -186,7 +187,7 @@ def main(_: Sequence[str]) -> None:
     try:
         config = config_of_flags()
         ConfidenceAwareExperiment(config).run(export=flags.FLAGS.export)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{NAME}: {error}")
 
 

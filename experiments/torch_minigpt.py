@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.minigpt import ConfidenceConfig, MiniGPTConfig
+from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
 
 
 class PlainLayer(nn.LayerNorm):
@@ -56,7 +56,8 @@ class Block(nn.Module):
         D = config.embed
         self.attn_norm, self.mlp_norm = norm(D, config.norm_eps), norm(D, config.norm_eps)
         self.attn = Attention(config)
-        self.mlp = nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * D, D))
+        gelu = nn.GELU("tanh" if config.gelu == "tanh" else "none")
+        self.mlp = nn.Sequential(nn.Linear(D, 4 * D), gelu, nn.Dropout(config.dropout), nn.Linear(4 * D, D))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, signal: Tensor | None) -> Tensor:

@@ -116,7 +116,7 @@ def minigpt():
     import jax
     import numpy as np
 
-    from models.minigpt import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
+    from models import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
     from nmjax.lm import LanguageModel
 
     arrays = dict(np.load(PROJECT_ROOT / "tests" / "golden" / "lookahead.npz"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -131,7 +132,7 @@ def step_flops(config: ConfidenceExperimentConfig, arm: Arm) -> float:
     total = _flops(make_step(loss, optimizer), state, {"tokens": tokens})
     more = max(config.top, config.draws) - 1
     if build is not None and more:
-        total += more * _flops(lambda *given: future_losses(arm.module, *given, {}), *_second_pass(arm, params, tokens))
+        total += more * _flops(functools.partial(future_losses, arm.module), *_second_pass(arm, params, tokens), {})
     return total
 
 
@@ -144,7 +145,10 @@ def _second_pass(arm: Arm, params, tokens) -> tuple:
 
 
 def _flops(function, *arguments) -> float:
-    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
+    counted = jax.jit(function).lower(*arguments).cost_analysis()
+    if not counted or "flops" not in counted:
+        raise RuntimeError(f"XLA does not count operations on {jax.default_backend()}; run with --noequal_flops")
+    return float(counted["flops"])
 
 
 def _sizes(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | None) -> dict[str, Any]:

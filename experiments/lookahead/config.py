@@ -199,6 +199,7 @@ def from_dict(stored: dict[str, Any]) -> ConfidenceExperimentConfig:
     known = {field.name for field in dataclasses.fields(ConfidenceExperimentConfig)}
     if unknown := sorted(stored.keys() - known):
         raise ValueError(f"config has the fields {unknown}; wanted some of {sorted(known)}")
-    values = {name: tuple(value) if isinstance(value, Sequence) and name == "seeds" else value
-              for name, value in stored.items()}  # fmt: skip
+    values: dict[str, Any] = dict(stored)
+    if isinstance(values.get("seeds"), Sequence):
+        values["seeds"] = tuple(values["seeds"])
     return ConfidenceExperimentConfig(**values)

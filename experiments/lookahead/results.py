@@ -16,7 +16,8 @@ class TrainingResult:
     """One model of one seed.
 
     Attributes:
-      final_train_loss, final_eval_loss, best_eval_loss: next-token loss in nats, of the last batch and held-out text.
+      final_train_loss, final_eval_loss, best_eval_loss: next-token loss in nats, of the last batch and of held-out text
+        (None before the first evaluation).
       loss_history: a dictionary for each evaluation: step, flops (so far), train_loss, lr, eval_loss, perplexity, and
         of a confidence model eval_loss_zeros, _shuffled and _constant (told something else than its own predictions),
         mse, r2, pearson (of predictions and future losses), told_error.
@@ -27,10 +28,10 @@ class TrainingResult:
     model_type: str
     seed: int
     final_train_loss: float
-    final_eval_loss: float
-    final_perplexity: float
-    best_eval_loss: float
-    best_perplexity: float
+    final_eval_loss: float | None
+    final_perplexity: float | None
+    best_eval_loss: float | None
+    best_perplexity: float | None
     loss_history: list[dict[str, float]]
     token_loss_history: list[float]
     training_time: float

@@ -90,6 +90,7 @@ class Study:
     def _train(self, arm: Arm, before: dict[str, Trained]) -> Trained:
         config = self.config
         clock = _Clock(self.folder / f"{arm.name}_seconds.json")
+        path = pathlib.Path(config.results_dir) / "intermediate_results.json"
 
         def watch(history, params):
             step, out = history[-1]["step"], {}
@@ -99,7 +100,7 @@ class Study:
                 history[-1] |= (out := _summary(self._read(arm, params)))
             if last or step % config.save_interval == 0:
                 so_far = before | {arm.name: Trained(arm, history, params, clock.seconds)}
-                save_results(self._results(so_far), pathlib.Path(config.results_dir) / "intermediate_results.json")
+                save_results(self._results(so_far), path)
             clock.start()
             return out
 
@@ -168,16 +169,16 @@ class Study:
             for record in history
             if "eval_loss" in record
         ]
-        best = min((record["eval_loss"] for record in evaluated), default=math.inf)
-        last = evaluated[-1]["eval_loss"] if evaluated else math.inf
+        losses = [record["eval_loss"] for record in evaluated]
+        last, best = (losses[-1], min(losses)) if losses else (None, None)
         common = {
             "model_type": arm.name,
             "seed": seed,
             "final_train_loss": history[-1]["loss_lm"],
-            "final_eval_loss": _finite(last),
-            "final_perplexity": _finite(math.exp(min(last, 700))) if evaluated else None,
-            "best_eval_loss": _finite(best),
-            "best_perplexity": _finite(math.exp(min(best, 700))) if evaluated else None,
+            "final_eval_loss": last,
+            "final_perplexity": None if last is None else math.exp(last),
+            "best_eval_loss": best,
+            "best_perplexity": None if best is None else math.exp(best),
             "loss_history": evaluated,
             "token_loss_history": [record["loss_lm"] for record in history],
             "training_time": trained.seconds / len(self.config.seeds),
@@ -214,10 +215,6 @@ def _summary(tokens: list[dict[str, np.ndarray]]) -> Metrics:
             one["told_error"] = float(read["told_error"].mean())
         by_seed.append(one)
     return {name: [one[name] for one in by_seed] for name in by_seed[0]}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 class _Clock:

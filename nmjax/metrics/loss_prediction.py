@@ -3,7 +3,7 @@
 Everything is about N held-out tokens of one model and takes, on the host in float64:
   `predicted [N]`: the loss that was predicted, nats (the confidence head's output; low is confident);
   `actual [N]`: the loss that came, nats;
-  `wrong [N]`: whether the model's most probable token was wrong where that loss came, 0 and 1;
+  `wrong [N]`: whether the next token was another than the model's most probable one, 0 and 1;
   `entropy [N]` (nats) and `max_prob [N]` of the model's own distribution where the prediction was made: what it knew of
     its uncertainty without being taught to predict;
   `groups [N]`: the chunk of each token. Tokens of a chunk are alike, so chunks are what is resampled, and a fit is

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from experiments import torch_minigpt
-from models.minigpt import ConfidenceConfig, MiniGPTConfig
+from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
 
 GOLDEN = Path(__file__).parent / "lookahead.npz"
 B, L, M = 3, 9, 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nmjax
-from models.minigpt import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
+from models import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
 from nmjax.interventions.effect import Context, plain_context
 
 START = MiniGPTConfig(vocab=300, embed=64, layers=1, heads=4, max_positions=33, dropout=0.3)
@@ -279,8 +279,6 @@ def test_no_feedback_is_told_nothing_behind_a_cache_either(minigpt):
     ("fields", "message"),
     [
         ({"layers": 0}, "layers must be 1 or more, got 0"),
-        ({"heads": 5}, "heads must divide embed=64, got 5"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"feedback": -1}, "feedback must be None or 0 or more passes, got -1"),
     ],
 )
