@@ -130,6 +130,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("eval_batches", d.eval_batches, "Held-out batches of an evaluation.")
     flags.DEFINE_integer("eval_draws", d.eval_draws, "Own choices whose future losses are averaged in an evaluation.")
     flags.DEFINE_float("confidence_alpha", d.confidence_alpha, "Weight of the confidence loss.")
+    flags.DEFINE_bool("detach_head", d.detach_head, "The confidence loss trains the head alone.")
     flags.DEFINE_integer("lookahead_steps", d.lookahead_steps, "2: the loss of the token after the next.")
     flags.DEFINE_string(
         "confidence_init_bias", str(d.confidence_init_bias), "What the untrained head says, in nats; 'ln_v': ln V."

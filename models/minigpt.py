@@ -252,11 +252,15 @@ class ConfidenceAwareGPT(MiniGPT):
     def told(self, tokens, signal, ctx: Context, effects: Effects = (), cache: Cache | None = None):
         """A pass under a given signal [B, T, 1]: hidden states [B, T, D], predictions [B, T, 1], the new cache."""
         hidden, new = self.run(tokens, signal, ctx, effects, cache)
-        confidence = self.confidence_predictor(hidden).astype(jnp.float32)
+        confidence = self.predict(hidden)
         if cache is not None:
             kept, now = cache[-1]["confidence"], confidence[:, None].astype(cache[-1]["confidence"].dtype)
             new.append({"confidence": jax.lax.dynamic_update_slice_in_dim(kept, now, ctx.slot, axis=2)})
         return hidden, confidence, new
+
+    def predict(self, hidden):
+        """float32 [B, T, 1]: the coming loss, in nats, that hidden states [B, T, D] promise."""
+        return self.confidence_predictor(hidden).astype(jnp.float32)
 
     def feed_back(self, tokens, ctx: Context, effects: Effects = (), cache: Cache | None = None):
         """The signal [B, T, 1] of a chunk: what the model predicts at the position before each, told its own signal."""

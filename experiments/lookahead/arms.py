@@ -76,11 +76,19 @@ def confidence_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int |
 
     def two_passes(params, tokens, signal, key):
         if config.lookahead == "all":
-            found = lookahead_loss(module, params, signal, tokens, alpha, key, lookahead)
+            found = lookahead_loss(module, params, signal, tokens, alpha, key, lookahead, detach=config.detach_head)
             predicted = found["pred_conf"]
         else:
             found = two_pass_training_step(
-                module, params, signal, tokens[:, :L], tokens[:, L], tokens[:, L + 1], alpha, key
+                module,
+                params,
+                signal,
+                tokens[:, :L],
+                tokens[:, L],
+                tokens[:, L + 1],
+                alpha,
+                key,
+                detach=config.detach_head,
             )
             predicted = found["pred_conf_t"]
         metrics = {name: found[name] for name in ("loss_lm", "loss_confidence")}

@@ -77,6 +77,7 @@ class ConfidenceExperimentConfig(PretrainingConfig):
 
     Attributes:
       confidence_alpha: weight of the confidence loss beside the next-token loss.
+      detach_head: the confidence loss trains the head alone; as published it trains the whole model.
       lookahead_steps: how far ahead the predicted loss lies; 2 is what there is.
       confidence_init_bias: what the head says untrained, in nats; None is ln V.
       results_dir: folder of the results.
@@ -96,6 +97,7 @@ class ConfidenceExperimentConfig(PretrainingConfig):
     """
 
     confidence_alpha: float = 1.0
+    detach_head: bool = False
     lookahead_steps: int = 2
     confidence_init_bias: float | None = 2.0
     results_dir: str = "results/confidence_experiments"

@@ -11,7 +11,7 @@ No gradient flows through f_t, so pass 2 reads the keys and values that pass 1 l
 token (`two_pass_training_step`), at all of them one more forward in which every choice attends to the tokens before it
 and to itself (`lookahead_loss`). Both equal appending y and running anew.
 
-Modules are duck-typed: `told`, `branch`, `feed_back`, `unembed`, `init_cache` as in `models.minigpt`.
+Modules are duck-typed: `told`, `predict`, `branch`, `feed_back`, `unembed`, `init_cache` as in `models.minigpt`.
 B rows, L tokens of context, V vocabulary, M choices a position.
 """
 
@@ -65,7 +65,16 @@ class Lookahead:
 
 
 def lookahead_loss(
-    module, params, signal, tokens, alpha, key, lookahead: Lookahead = Lookahead(), draw=None, weights=None
+    module,
+    params,
+    signal,
+    tokens,
+    alpha,
+    key,
+    lookahead: Lookahead = Lookahead(),
+    draw=None,
+    weights=None,
+    detach=False,
 ) -> dict[str, jax.Array]:
     """The exact lookahead at every position, in one forward more than a standard step.
 
@@ -76,6 +85,7 @@ def lookahead_loss(
         key: of dropout, and of the choices.
         draw: int [B, L] or [B, L, M], choices to look behind in place of those `lookahead` makes, of equal weight.
         weights: float [B, L] of the positions in both losses; None = all count alike.
+        detach: no gradient of loss_confidence reaches the trunk: the head learns from what the next-token loss makes.
     Returns:
         `total_loss`, `loss_lm` (next-token cross-entropy) and `loss_confidence` [], means over positions;
         `pred_conf` [B, L], `future_loss` [B, L] (what it is asked to equal) and `token_loss` [B, L].
@@ -90,7 +100,7 @@ def lookahead_loss(
         raise ValueError(f"draw has shape {draw.shape}, wanted {(B, L)}, or an axis of choices more")
     weights = jnp.ones((B, L), jnp.float32) if weights is None else weights
     ctx = plain_context(tokens[:, :L])
-    hidden, confidence, cache, dropout = _first_pass(module, params, tokens[:, :L], signal, ctx, L, key)
+    hidden, confidence, cache, dropout = _first_pass(module, params, tokens[:, :L], signal, ctx, L, key, detach)
     logits = module.apply({"params": params}, hidden, method="unembed")
     losses = token_losses(logits, tokens[:, 1 : L + 1])
 
@@ -134,7 +144,7 @@ def future_losses(module, params, choice, confidence, ctx: Context, cache, targe
 
 
 def two_pass_training_step(
-    module, params, prev_conf, tokens_t, tokens_t_plus_1, tokens_t_plus_2, alpha, key, draw=None
+    module, params, prev_conf, tokens_t, tokens_t_plus_1, tokens_t_plus_2, alpha, key, draw=None, detach=False
 ) -> dict[str, jax.Array]:
     """The published step: both losses at the last position of each row.
 
@@ -146,6 +156,7 @@ def two_pass_training_step(
         alpha: weight of loss_confidence in total_loss.
         key: of dropout, and of the sampled choice.
         draw: int [B], the choice to append in place of a sampled one.
+        detach: as for `lookahead_loss`.
     Returns:
         `pred_conf_t` [B, 1] and `total_loss`, `loss_lm`, `loss_confidence` [], means over rows; `future_loss` [B], what
         `pred_conf_t` is asked to equal.
@@ -156,7 +167,7 @@ def two_pass_training_step(
     targets = {"tokens_t_plus_1": (tokens_t_plus_1, (B,)), "tokens_t_plus_2": (tokens_t_plus_2, (B,))}
     _check(module, L, {"prev_conf": (prev_conf, (B, L, 1)), "draw": (draw, (B,)), **targets})
     ctx = plain_context(tokens_t)
-    hidden, confidence, cache, dropout = _first_pass(module, params, tokens_t, prev_conf, ctx, L + 1, key)
+    hidden, confidence, cache, dropout = _first_pass(module, params, tokens_t, prev_conf, ctx, L + 1, key, detach)
     logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
     ones = jnp.ones((B, 1), jnp.float32)
     loss_lm = next_token_loss(logits[:, None], tokens_t_plus_1[:, None], ones)
@@ -206,11 +217,13 @@ def _check(module, context: int, arrays: dict) -> None:
         raise ValueError(f"tokens: a context of {context} tokens and a choice behind them exceed max_positions={room}")
 
 
-def _first_pass(module, params, tokens, signal, ctx: Context, slots: int, key):
+def _first_pass(module, params, tokens, signal, ctx: Context, slots: int, key, detach: bool):
     """Hidden states, confidences and the filled cache of `slots` slots; and the rngs of the second pass."""
     first, second = jax.random.split(key)
     cache = module.init_cache(len(tokens), slots, jax.tree.leaves(params)[0].dtype)
     hidden, confidence, cache = module.apply(
         {"params": params}, tokens, signal, ctx, (), cache, method="told", rngs={"dropout": first}
     )
+    if detach:
+        confidence = module.apply({"params": params}, jax.lax.stop_gradient(hidden), method="predict")
     return hidden, confidence, cache, {"dropout": second}

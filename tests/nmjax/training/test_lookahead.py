@@ -109,6 +109,20 @@ def test_no_gradient_flows_through_what_is_predicted(minigpt, steps, at_all):
     assert abs(free - fixed) > 0.1 * abs(fixed)
 
 
+def test_a_detached_head_learns_alone(minigpt):
+    def loss(params):
+        out = lookahead_loss(
+            minigpt.aware.module, params, minigpt.signal, minigpt.tokens, 1.0, jax.random.key(0),
+            draw=minigpt.draw, detach=True,
+        )  # fmt: skip
+        return out["loss_confidence"]
+
+    gradient = jax.jit(jax.grad(loss))(minigpt.aware.params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert (np.abs(leaf).max() > 0) == ("confidence_predictor" in jax.tree_util.keystr(path)), path
+
+
+
 def test_the_signal_is_an_input_without_gradient(minigpt):
     """`feedback_signal` is what torch finds by a loop, and training on it doesn't reach back into the parameters."""
     module, x = minigpt.aware.module, minigpt.tokens[:, :9]
