@@ -18,6 +18,7 @@ from models.rope import rotate
 from nmjax.interventions.effect import Context, Effect, plain_context
 from nmjax.interventions.sites import ACTIVATIONS, visit
 from nmjax.row_sum import row_sum
+from nmjax.training.sharding import look_up, pin
 
 Cache = list[dict[str, jax.Array]]  # one {"k", "v"} of [B, K, S, H] a layer
 Effects = tuple[Effect, ...]
@@ -161,6 +162,7 @@ class Llama(nn.Module):
         new = []
         for i, block in enumerate(self.layers):
             x, layer_cache = block(x, ctx.replace(layer=jnp.int32(i)), effects, cache and cache[i])
+            x = pin(x)
             new.append(layer_cache)
         return x, (new if cache else None)
 
@@ -179,7 +181,7 @@ class Llama(nn.Module):
           [B, T, D]; with a cache, the pair ([B, T, D], new cache).
         """
         ctx = plain_context(tokens, mask) if ctx is None else ctx
-        x = visit(self, "embed", self.embed(tokens), ctx, effects)
+        x = pin(visit(self, "embed", look_up(self.embed.embedding, tokens), ctx, effects))
         x, new_cache = self.run_layers(x, ctx, effects, cache)
         hidden = self.final_norm(x)
         if self.is_initializing():
@@ -209,7 +211,7 @@ class ScannedLlama(Llama):
     def make_layers(self):
         def step(block, x, layer, ctx, effects):
             x, _ = block(x, ctx.replace(layer=layer), effects, None)
-            return x, None
+            return pin(x), None
 
         self.layers = Block(self.config)
         self.scan = nn.scan(

@@ -22,6 +22,7 @@ from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
 from nmjax.interventions.effect import Context, plain_context
 from nmjax.interventions.sites import visit
 from nmjax.row_sum import row_sum
+from nmjax.training.sharding import look_up, pin
 
 _normal = nn.initializers.normal(0.02)
 
@@ -167,9 +168,10 @@ class MiniGPT(nn.Module):
 
     def enter(self, tokens, ctx: Context, effects: Effects):
         """The residual stream [B, T, D] before the first block."""
-        x = visit(self, "embed", self.embed(tokens), ctx, effects)
-        x = x + self.positions(jnp.maximum(ctx.q_pos, 0))  # padding has no position; what it computes is never read
-        return self.dropout(x, deterministic=not self.has_rng("dropout"))
+        x = visit(self, "embed", look_up(self.embed.embedding, tokens), ctx, effects)
+        position = jnp.maximum(ctx.q_pos, 0)  # padding has none; what it computes is never read
+        x = x + look_up(self.positions.embedding, position)
+        return pin(self.dropout(x, deterministic=not self.has_rng("dropout")))
 
     def run(self, tokens, signal, ctx: Context, effects: Effects, cache: Cache | None):
         """Hidden states [B, T, D] after the final norm under a given signal [B, T, 1], and the layers' new cache."""
@@ -177,6 +179,7 @@ class MiniGPT(nn.Module):
         new = []
         for i, block in enumerate(self.layers):
             x, layer_cache = block(x, signal, ctx.replace(layer=jnp.int32(i)), effects, cache and cache[i])
+            x = pin(x)
             new.append(layer_cache)
         return self.final_norm(x), (new if cache else None)
 
@@ -305,7 +308,7 @@ class ConfidenceAwareGPT(MiniGPT):
         """
         x = self.enter(tokens, ctx, ())
         for i, block in enumerate(self.layers):
-            x = block.branch(x, signal, ctx, cache[i])
+            x = pin(block.branch(x, signal, ctx, cache[i]))
         return self.final_norm(x)
 
     def init_cache(self, rows: int, slots: int, dtype) -> Cache:

@@ -9,6 +9,7 @@ Several seeds train together, as one program: then parameters, optimizer state a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from nmjax.training.checkpoint import Checkpoints
+from nmjax.training.sharding import RULES, Rules, check_same, gather, place, rows_sharding, shardings, spread
 
 Params = Any
 Batch = Any
@@ -195,6 +198,8 @@ def train(
     checkpoints: Checkpoints | None = None,
     progress: bool | str = True,
     watch: Callable[[list[Metrics], Params], Metrics | None] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
 ) -> tuple[TrainState, list[Metrics]]:
     """Runs `config.steps` steps, or what is left of them after the newest checkpoint.
 
@@ -209,7 +214,11 @@ def train(
         checkpoints: where to save and to go on from; None keeps nothing.
         progress: shows a bar with the time left; a text names it.
         watch: called with the history and the parameters of that moment, every `config.watch_every` steps and at the
-            end; what it returns is added to the newest record, which is the history's last.
+            end; what it returns is added to the newest record, which is the history's last. With a mesh the parameters
+            are whole copies on the first device of each process.
+        mesh: devices to spread state and batches over, see `sharding`; None runs on the default device. With several
+            processes all call `train` with the same arguments and the same data, and only process 0 shows the bar.
+        rules: how parameters and optimizer state are spread over the mesh.
 
     Returns:
         The final state, and the history: a dict every `log_every` steps, of its `step` and of floats (with seeds, lists
@@ -217,32 +226,54 @@ def train(
 
     Raises:
         FloatingPointError: if a loss stops being finite, at the next record.
+        ValueError: if the mesh does not divide a parameter or the batch, or processes were given different data.
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
-    if seeds is None:
-        state = init_state(params, optimizer, config.seed, carry)
+
+    def start(params, carry):
+        if seeds is None:
+            state = init_state(params, optimizer, config.seed, carry)
+        else:
+            given = jnp.asarray(seeds, jnp.uint32)
+            state = jax.vmap(lambda p, s, c: init_state(p, optimizer, s, c))(params, given, carry)
+        # Copies, because the first step gives its argument's memory away, which is not to be the caller's; and not of
+        # weak type, as what comes out of a step is not: it would be compiled twice.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
+
+    run = make_step(loss_fn, optimizer, accumulate=config.accumulate)
+    if config.scan > 1:
+        run = functools.partial(jax.lax.scan, run)
+    run = run if seeds is None else over_seeds(run)
+    rows = (config.scan > 1) + (seeds is not None)  # the axis B of the batches that `run` takes
+    if mesh is None:
+        state = start(params, carry)
+        run = jax.jit(run, donate_argnums=0)
     else:
-        given = jnp.asarray(seeds, jnp.uint32)
-        state = jax.vmap(lambda p, s, c: init_state(p, optimizer, s, c))(params, given, carry)
+        check_same(params, "params")
+        places = shardings(jax.eval_shape(start, params, carry), mesh, rules)
+        state = jax.jit(start, out_shardings=places)(spread(params, places.params), spread(carry, places.carry))
+        ins, outs = (places, rows_sharding(mesh, rows)), (places, NamedSharding(mesh, PartitionSpec()))
+        run = jax.jit(run, in_shardings=ins, out_shardings=outs, donate_argnums=0)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:
         state, notes = checkpoints.load(state)
         history = notes["history"]
         if hasattr(data, "set_state"):
             data.set_state(notes["data"])
-    run = make_step(loss_fn, optimizer, accumulate=config.accumulate)
-    if config.scan > 1:
-        run = functools.partial(jax.lax.scan, run)
-    run = jax.jit(run if seeds is None else over_seeds(run), donate_argnums=0)
-    state = jax.tree.map(jnp.copy, state)  # the first call gives its argument's memory away: not the caller's
 
-    done = int(state.step.reshape(-1)[0])
+    first = done = int(np.ravel(state.step)[0])
     label = progress if isinstance(progress, str) else None
-    with tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=not progress, mininterval=1.0) as bar:
+    silent = not progress or jax.process_index() > 0
+    with tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0) as bar:
         while done < config.steps:
             batches = [next(data) if isinstance(data, Iterator) else data[done + i] for i in range(config.scan)]
             batch = batches[0] if config.scan == 1 else _stacked(batches, axis=0 if seeds is None else 1)
-            state, metrics = run(state, batch)
+            if mesh is not None:
+                if done == first:
+                    check_same(batch, "the first batch")
+                batch = place(batch, mesh, rows, config.accumulate)
+            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                state, metrics = run(state, batch)
             before, done = done, done + config.scan
             bar.update(config.scan)
             watched = watch is not None and _due(before, done, config.watch_every or config.log_every, config.steps)
@@ -252,7 +283,8 @@ def train(
                 if not np.isfinite(record["loss"]).all():
                     raise FloatingPointError(f"loss must stay finite, got {record['loss']} at step {record['step']}")
             if watched:
-                history[-1] |= watch(history, state.params) or {}  # type: ignore[misc]
+                seen = state.params if mesh is None else gather(state.params)
+                history[-1] |= watch(history, seen) or {}  # type: ignore[misc]
             if new:
                 bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
             if checkpoints is not None and _due(before, done, config.save_every, config.steps):
