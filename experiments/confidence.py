@@ -47,6 +47,7 @@ from experiments.lookahead.study import NAME, Study, Trained
 from nmjax import flags as nm_flags
 from nmjax import paths
 from nmjax.lm import LanguageModel
+from nmjax.training import distributed, launch
 from nmjax.training.lookahead import two_pass_training_step
 
 __all__ = [
@@ -82,6 +83,8 @@ class ConfidenceAwareExperiment:
         """
         study = Study(self.config, tokenizer, progress)
         found, trained = study.run()
+        if not study.writes:  # another process does
+            return found
         if export is not None:
             _export(study, trained, pathlib.Path(export))
         written = write(found, pathlib.Path(self.config.results_dir), found.timestamp)
@@ -151,7 +154,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("save_interval", d.save_interval, "Steps between two intermediate results files.")
     flags.DEFINE_integer("checkpoint_interval", d.checkpoint_interval, "Steps between two checkpoints.")
     flags.DEFINE_integer("steps_per_call", d.steps_per_call, "Steps a compiled call scans over; 0 chooses.")
-    flags.DEFINE_string("mesh", d.mesh, "Devices by axis, such as 'data=2,fsdp=4'; default: one device.")
+    launch.define_flags()
     flags.DEFINE_string("results_dir", d.results_dir, "Folder of the results.")
     flags.DEFINE_string("export", None, "Folder for the trained models, to be read by models.load.")
 
@@ -186,6 +189,7 @@ def _initial_bias(text: str) -> float | None:
 def main(_: Sequence[str]) -> None:
     paths.enable_compilation_cache()
     try:
+        distributed.initialize(nm_flags.filled(launch.Launch))
         config = config_of_flags()
         ConfidenceAwareExperiment(config).run(export=flags.FLAGS.export)
     except (ValueError, OSError, FloatingPointError) as error:

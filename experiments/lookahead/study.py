@@ -28,12 +28,13 @@ from nmjax.metrics.loss_prediction import quality
 from nmjax.report import results
 from nmjax.training.checkpoint import Checkpoints
 from nmjax.training.loop import Metrics, make_schedule, train
+from nmjax.training.sharding import gather, make_mesh
 
 NAME = "confidence"
 EVALUATION_SEED = 0  # of the choices that held-out tokens are followed by, the same for all models and steps
 SAMPLE = 1000  # held-out tokens a seed that go into the results file
-# Where results and checkpoints go changes nothing in them.
-_FREE = ("results_dir", "save_interval", "checkpoint_interval")
+# Where results and checkpoints go, and what devices they come from, changes nothing in them but the last bits.
+_FREE = ("results_dir", "save_interval", "checkpoint_interval", "mesh")
 
 
 @dataclasses.dataclass
@@ -59,6 +60,9 @@ class Study:
     def __init__(self, config: ConfidenceExperimentConfig, tokenizer: Any = None, progress: bool = True):
         """Reads the data. Raises ValueError for what can't be had or doesn't fit."""
         self.config, self.progress = config, progress
+        several = jax.process_count() > 1
+        self.mesh = make_mesh(config.mesh or "data=-1") if config.mesh or several else None
+        self.writes = jax.process_index() == 0
         self.data: ConfidenceData = prepare_confidence_data(config, tokenizer)
         vocab, eos_id = self.data.vocab, self.data.tokenizer.eos_token_id
         standard, confidence = arms.standard_arm(config, vocab, eos_id), arms.confidence_arm(config, vocab, eos_id)
@@ -85,11 +89,12 @@ class Study:
 
     def finish(self) -> None:
         """Removes the checkpoints, so that the next run of the same plan starts anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _train(self, arm: Arm, before: dict[str, Trained]) -> Trained:
         config = self.config
-        clock = _Clock(self.folder / f"{arm.name}_seconds.json")
+        clock = _Clock(self.folder / f"{arm.name}_seconds.json", self.writes)
         path = pathlib.Path(config.results_dir) / "intermediate_results.json"
 
         def watch(history, params):
@@ -98,7 +103,7 @@ class Study:
             clock.stop()
             if last or (config.eval_interval and step % config.eval_interval == 0):
                 history[-1] |= (out := _summary(self._read(arm, params)))
-            if last or step % config.save_interval == 0:
+            if self.writes and (last or step % config.save_interval == 0):
                 so_far = before | {arm.name: Trained(arm, history, params, clock.seconds)}
                 save_results(self._results(so_far), path)
             clock.start()
@@ -115,8 +120,10 @@ class Study:
             checkpoints=Checkpoints(self.folder / arm.name),
             progress=f"{arm.name}, {len(config.seeds)} seeds" if self.progress else False,
             watch=watch,
+            mesh=self.mesh,
         )
-        return Trained(arm, history, jax.device_get(state.params), clock.seconds)
+        params = state.params if self.mesh is None else gather(state.params)
+        return Trained(arm, history, jax.device_get(params), clock.seconds)
 
     def _read(self, arm: Arm, params) -> list[dict[str, np.ndarray]]:
         return evaluation.held_out(arm, params, self.data.held_out, self.config.eval_draws, EVALUATION_SEED)
@@ -220,8 +227,8 @@ def _summary(tokens: list[dict[str, np.ndarray]]) -> Metrics:
 class _Clock:
     """Seconds of training, evaluations left out, over all processes that took part; kept in a file."""
 
-    def __init__(self, path: pathlib.Path):
-        self.path, self._started = path, 0.0
+    def __init__(self, path: pathlib.Path, writes: bool):
+        self.path, self.writes, self._started = path, writes, 0.0
         self.seconds: float = json.loads(path.read_text()) if path.exists() else 0.0
 
     def start(self) -> None:
@@ -229,4 +236,5 @@ class _Clock:
 
     def stop(self) -> None:
         self.seconds += time.perf_counter() - self._started
-        results.write_json(self.path, self.seconds)
+        if self.writes:
+            results.write_json(self.path, self.seconds)
