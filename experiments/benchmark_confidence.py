@@ -21,13 +21,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments.lookahead.arms import Arm, confidence_arm, standard_arm
+from experiments.lookahead.arms import Arm, confidence_arm, optimizer, standard_arm
 from experiments.lookahead.config import PRESETS, make_config
 from nmjax import flags as nm_flags
 from nmjax.interventions.effect import plain_context
 from nmjax.report import results
 from nmjax.report.tables import Table
-from nmjax.training.loop import LossFn, init_state, make_optimizer, make_step, over_seeds, token_losses
+from nmjax.training.loop import LossFn, init_state, make_step, over_seeds, token_losses
 
 VOCAB = 50257
 BUCKET = 32  # tokens; the naive lookahead reruns prefixes at lengths rounded up to a multiple
@@ -108,15 +108,15 @@ def rerun_loss(arm: Arm, L: int) -> LossFn:
     return loss
 
 
-def our_case(name: str, arm: Arm, loss: LossFn, recipe, tokens, seeds: int | None = None) -> Case:
+def our_case(name: str, arm: Arm, loss: LossFn, config, tokens, seeds: int | None = None) -> Case:
     """A compiled step of one replica, or of several together."""
-    optimizer = make_optimizer(recipe)
+    adamw = optimizer(config, config.training_steps)
     params = arm.initial_params(range(seeds or 1))
-    step = make_step(loss, optimizer)
+    step = make_step(loss, adamw)
     if seeds is None:
-        state: Any = init_state(jax.tree.map(lambda leaf: leaf[0], params), optimizer)
+        state: Any = init_state(jax.tree.map(lambda leaf: leaf[0], params), adamw)
     else:
-        state = jax.vmap(lambda p, s: init_state(p, optimizer, s))(params, jnp.arange(seeds))
+        state = jax.vmap(lambda p, s: init_state(p, adamw, s))(params, jnp.arange(seeds))
         step, tokens = over_seeds(step), np.stack([tokens] * seeds)
     compiled = jax.jit(step, donate_argnums=0)
 
@@ -128,7 +128,7 @@ def our_case(name: str, arm: Arm, loss: LossFn, recipe, tokens, seeds: int | Non
 
 
 def our_cases(config, tokens) -> list[Case]:
-    recipe, L = config.recipe(config.training_steps), config.max_seq_len
+    L = config.max_seq_len
 
     def confidence(**changes):
         return confidence_arm(dataclasses.replace(config, **changes), VOCAB, None)
@@ -136,13 +136,13 @@ def our_cases(config, tokens) -> list[Case]:
     standard, told_nothing = standard_arm(config, VOCAB, None), confidence(feedback="zeros")
     jacobi, last = confidence(feedback="jacobi"), confidence(feedback="zeros", lookahead="last")
     return [
-        our_case("standard", standard, standard.loss, recipe, tokens),
-        our_case("two-pass, all positions", told_nothing, told_nothing.loss, recipe, tokens),
-        our_case("two-pass, all positions, Jacobi feedback", jacobi, jacobi.loss, recipe, tokens),
-        our_case("two-pass, last position", last, last.loss, recipe, tokens),
-        our_case("append and rerun", told_nothing, rerun_loss(told_nothing, L), recipe, tokens),
-        our_case("standard, three seeds", standard, standard.loss, recipe, tokens, seeds=3),
-        our_case("two-pass, three seeds", told_nothing, told_nothing.loss, recipe, tokens, seeds=3),
+        our_case("standard", standard, standard.loss, config, tokens),
+        our_case("two-pass, all positions", told_nothing, told_nothing.loss, config, tokens),
+        our_case("two-pass, all positions, Jacobi feedback", jacobi, jacobi.loss, config, tokens),
+        our_case("two-pass, last position", last, last.loss, config, tokens),
+        our_case("append and rerun", told_nothing, rerun_loss(told_nothing, L), config, tokens),
+        our_case("standard, three seeds", standard, standard.loss, config, tokens, seeds=3),
+        our_case("two-pass, three seeds", told_nothing, told_nothing.loss, config, tokens, seeds=3),
     ]
 
 

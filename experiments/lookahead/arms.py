@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments.lookahead.config import ConfidenceExperimentConfig
 from models.minigpt import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig
@@ -121,6 +122,24 @@ def untold_arm(config: ConfidenceExperimentConfig, vocab: int, eos_id: int | Non
     return confidence_arm(dataclasses.replace(config, feedback="zeros"), vocab, eos_id, UNTOLD)
 
 
+def optimizer(config: ConfidenceExperimentConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW; the head's gradient is clipped apart from the rest.
+
+    A squared error of some nats has a gradient that dwarfs that of the next-token loss. Clipped together, the head's
+    size would decide how far the whole model learns from the next token.
+    """
+
+    def head(of_head: bool):
+        def mask(params):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: ("confidence_predictor" in jax.tree_util.keystr(path)) == of_head, params
+            )
+
+        return optax.masked(optax.clip_by_global_norm(config.max_grad_norm), mask)
+
+    return make_optimizer(config.recipe(steps), optax.chain(head(False), head(True)))
+
+
 def step_flops(config: ConfidenceExperimentConfig, arm: Arm) -> float:
     """Floating-point operations of one optimizer step of one replica, as XLA counts them in the step that runs.
 
@@ -135,9 +154,9 @@ def step_flops(config: ConfidenceExperimentConfig, arm: Arm) -> float:
         loss = build(countable, arm.module.config.vocab, None).loss
     params = jax.tree.map(lambda leaf: leaf[0], arm.initial_params(config.seeds[:1]))
     tokens = jnp.zeros((config.batch_size, config.max_seq_len + 2), jnp.int32)
-    optimizer = make_optimizer(config.recipe(config.training_steps))
-    state = init_state(params, optimizer, carry=None if arm.carry is None else arm.carry[0])
-    total = _flops(make_step(loss, optimizer), state, {"tokens": tokens})
+    adamw = optimizer(config, config.training_steps)
+    state = init_state(params, adamw, carry=None if arm.carry is None else arm.carry[0])
+    total = _flops(make_step(loss, adamw), state, {"tokens": tokens})
     more = max(config.top, config.draws) - 1
     if build is not None and more:
         total += more * _flops(functools.partial(future_losses, arm.module), *_second_pass(arm, params, tokens), {})

@@ -116,6 +116,7 @@ class Study:
             self.data.batches(config.batch_size, config.seeds),
             config.recipe(arm.steps),
             seeds=config.seeds,
+            optimizer=arms.optimizer(config, arm.steps),
             carry=arm.carry,
             checkpoints=Checkpoints(self.folder / arm.name),
             progress=f"{arm.name}, {len(config.seeds)} seeds" if self.progress else False,

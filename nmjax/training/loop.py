@@ -104,14 +104,16 @@ def make_schedule(config: TrainConfig) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [config.steps - config.decay])
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW under `make_schedule`, behind a clip of the global gradient norm."""
+def make_optimizer(
+    config: TrainConfig, clip: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+    """AdamW under `make_schedule`, behind `clip` (None: of the global gradient norm)."""
 
     def matrices(params):
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.clip) if clip is None else clip,
         optax.adamw(make_schedule(config), b2=config.b2, weight_decay=config.weight_decay, mask=matrices),
     )
 
