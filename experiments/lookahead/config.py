@@ -43,7 +43,7 @@ class PretrainingConfig:
     warmup_steps: int | None = None
     max_grad_norm: float = 1.0
     eval_split_ratio: float = 0.1
-    eval_interval: int = 50
+    eval_interval: int = 100
     eval_batches: int = 15
     seeds: tuple[int, ...] = (42, 123, 456)
     dataset: str = "bundled"
