@@ -213,7 +213,7 @@ def train(
         seeds: trains one replica a seed; parameters, carry and every leaf of a batch have a leading axis R. None trains
             one, without that axis, with `config.seed`.
         optimizer: None is `make_optimizer(config)`.
-        checkpoints: where to save and to go on from; None keeps nothing.
+        checkpoints: where to save, in the background, and to go on from, the newest whole one; None keeps nothing.
         progress: shows a bar with the time left; a text names it.
         watch: called with the history and the parameters of that moment, every `config.watch_every` steps and at the
             end; what it returns is added to the newest record, which is the history's last. With a mesh the parameters
@@ -228,7 +228,8 @@ def train(
 
     Raises:
         FloatingPointError: if a loss stops being finite, at the next record.
-        ValueError: if the mesh does not divide a parameter or the batch, or processes were given different data.
+        ValueError: if the mesh does not divide a parameter or the batch, processes were given different data, or there
+            are checkpoints but none that can be used (see `Checkpoints.load`).
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
 
@@ -266,7 +267,8 @@ def train(
     first = done = int(np.ravel(state.step)[0])
     label = progress if isinstance(progress, str) else None
     silent = not progress or jax.process_index() > 0
-    with tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0) as bar:
+    bar = tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0)
+    with bar, checkpoints or contextlib.nullcontext():
         while done < config.steps:
             batches = [next(data) if isinstance(data, Iterator) else data[done + i] for i in range(config.scan)]
             batch = batches[0] if config.scan == 1 else _stacked(batches, axis=0 if seeds is None else 1)
@@ -291,7 +293,7 @@ def train(
                 bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
             if checkpoints is not None and _due(before, done, config.save_every, config.steps):
                 at = data.get_state() if hasattr(data, "get_state") else None
-                checkpoints.save(done, state, {"history": history, "data": at})
+                checkpoints.save(done, state, {"history": history, "data": at}, background=True)
     return state, history
 
 
