@@ -55,6 +55,17 @@ RULES: Rules = (
     (r"(attn/o|mlp/down)/bias", ()),
     (r"\w+_norm/(scale|bias|kernel)", ()),
     (r"confidence_predictor/(kernel|bias)", ()),
+    # Adapters: `a` reads the projection's input, `b` writes its output; the rank is never spread.
+    (r"attn/[qkv]/a", ("embed", None)),
+    (r"attn/q/b", (None, "heads", None)),
+    (r"attn/[kv]/b", (None, "kv_heads", None)),
+    (r"attn/o/a", ("heads", None, None)),
+    (r"attn/o/b", (None, "embed")),
+    (r"mlp/(gate|up)/a", ("embed", None)),
+    (r"mlp/(gate|up)/b", (None, "ffw")),
+    (r"mlp/down/a", ("ffw", None)),
+    (r"mlp/down/b", (None, "embed")),
+    (r"(q|k|v|o|gate|up|down)/(scale|dropout)", ()),
     (r"step|seed|count", ()),
     (r"carry(/.*)?", ()),
 )
