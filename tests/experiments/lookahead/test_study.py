@@ -61,13 +61,9 @@ def test_a_step_of_lookahead_costs_what_its_passes_do():
         changed = dataclasses.replace(config, **changes)
         return arms.step_flops(changed, arms.confidence_arm(changed, 300, 0))
 
-    zeros, jacobi, twice = cost(feedback="zeros"), cost(jacobi_passes=1), cost(jacobi_passes=2)
-    branch = cost(feedback="zeros", draws=2) - zeros
-    assert standard < zeros < jacobi < twice
-    assert twice - jacobi == pytest.approx(jacobi - zeros, rel=0.05)  # a pass without the vocabulary
-    assert branch == pytest.approx(cost(feedback="zeros", draws=3) - zeros - branch, rel=1e-6)
-    assert 0.2 * standard < branch < 0.5 * standard  # a forward pass of three
-    assert cost(feedback="scan") == jacobi
+    zeros, jacobi, branch = cost(feedback="zeros"), cost(feedback="scan"), cost(feedback="zeros", draws=2)
+    assert standard < zeros < jacobi < zeros + 0.5 * standard  # a forward pass more, without the vocabulary
+    assert 0.2 * standard < branch - zeros < 0.5 * standard  # a forward pass of the three passes' worth of a step
 
 
 def test_presets_and_bad_settings():
