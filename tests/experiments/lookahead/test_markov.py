@@ -13,7 +13,8 @@ from nmjax.training.loop import train
 STATES = 12
 CONFIG = ConfidenceExperimentConfig(
     embed_dim=32, num_heads=2, num_layers=1, max_seq_len=24, batch_size=32, training_steps=200, learning_rate=1e-2,
-    weight_decay=0.0, seeds=(1,), save_interval=200, eval_interval=200, checkpoint_interval=200, draws=2, detach_head=False,
+    weight_decay=0.0, seeds=(1,), save_interval=200, eval_interval=200, checkpoint_interval=200, draws=2,
+    detach_head=False,
 )  # fmt: skip
 
 
