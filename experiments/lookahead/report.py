@@ -120,10 +120,11 @@ class Report:
             f"{data['evaluated_tokens']:,} tokens of other documents are evaluated" if data else "unknown tokens"
         )  # fmt: skip
         return (
-            f"Both models: {sizes}; {c.training_steps:,} steps of {c.batch_size} rows; {self._seeds}, each with the "
-            f"same initialisation and batches for both. Data: {self._corpus}, {tokens}. Loss at "
+            f"All models: {sizes}; {c.training_steps:,} steps of {c.batch_size} rows; {self._seeds}, each with the "
+            f"same initialisation and batches for all. Data: {self._corpus}, {tokens}. Loss at "
             f"{'every position' if c.lookahead == 'all' else 'the last position of a row'}; the confidence loss has "
-            f"weight {c.confidence_alpha:g}. While it trained, ConfidenceAwareGPT was told {told}."
+            f"weight {c.confidence_alpha:g} and trains {'the head alone' if c.detach_head else 'the whole model'}. "
+            f"While it trained, ConfidenceAwareGPT was told {told}."
         )
 
     @property
