@@ -29,9 +29,11 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be read or written faithfully; the message names the file or the tensors."""
 
 
-def find(model: str | Path) -> Path:
+def find(model: str | Path, files: list[str] = _HUB_FILES, ignored: list[str] = _HUB_IGNORED) -> Path:
     """The folder of a checkpoint: as given, else one of the project's by name, else downloaded from the hub.
 
+    Args:
+      files, ignored: patterns of what to download.
     Raises:
       CheckpointError: nothing there, and the hub doesn't have it or can't be reached.
     """
@@ -48,14 +50,14 @@ def find(model: str | Path) -> Path:
             raise CheckpointError(f"no checkpoint folder {name!r}: {error}; an id on the hub is owner/name") from error
     if name.count("/") > 1 or name[0] in "./~" or name.endswith("/"):
         raise CheckpointError(f"no checkpoint folder {name!r}")
-    return _download(name)
+    return _download(name, files, ignored)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, files: list[str], ignored: list[str]) -> Path:
     import huggingface_hub  # slow to import
 
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=files, ignore_patterns=ignored))
     except Exception as error:  # the hub client has a dozen kinds of failure, which mean one thing here
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -130,7 +132,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """
     stored: dict[str, Stored] = {}
     for path in weight_files(folder):
-        here = _open(path)
+        here = file_tensors(path)
         twice = sorted(stored.keys() & here.keys())
         if twice:
             raise CheckpointError(f"{path} holds {', '.join(twice)}, which {stored[twice[0]].path.name} holds too")
@@ -138,7 +140,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     return stored
 
 
-def _open(path: Path) -> dict[str, Stored]:
+def file_tensors(path: Path) -> dict[str, Stored]:
+    """Every tensor of one file. Raises CheckpointError where it is truncated or corrupted."""
     try:
         with safe_open(path, framework="np"):  # the library checks the header against the file
             pass

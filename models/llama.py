@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from models.config import LlamaConfig
 from models.rope import rotate
+from nmjax.adapters import LORA, SETTINGS, adapt
 from nmjax.interventions.effect import Context, Effect, plain_context
 from nmjax.interventions.sites import ACTIVATIONS, visit
 from nmjax.row_sum import row_sum
@@ -38,7 +39,7 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """`einsum(equation, x, kernel)`, plus a bias over the output axes when asked for."""
+    """`einsum(equation, x, kernel)`, plus a bias over the output axes when asked for, plus an adapter if any."""
 
     equation: str
     shape: tuple[int, ...]
@@ -48,7 +49,8 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = jnp.einsum(self.equation, x, self.param("kernel", self.kernel_init, self.shape))
-        return y if self.bias is None else y + self.param("bias", nn.initializers.zeros, self.bias)
+        y = y if self.bias is None else y + self.param("bias", nn.initializers.zeros, self.bias)
+        return adapt(self, x, y)
 
 
 class Attention(nn.Module):
@@ -216,7 +218,7 @@ class ScannedLlama(Llama):
         self.layers = Block(self.config)
         self.scan = nn.scan(
             nn.remat(step, prevent_cse=False),
-            variable_axes={"params": 0, ACTIVATIONS: 0},
+            variable_axes={"params": 0, LORA: 0, SETTINGS: 0, ACTIVATIONS: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.config.layers,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from models.llama import Cache, Effects, Projection, attend, visible
 from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
+from nmjax.adapters import LORA, SETTINGS
 from nmjax.interventions.effect import Context, plain_context
 from nmjax.interventions.sites import visit
 from nmjax.row_sum import row_sum
@@ -293,7 +294,12 @@ class ConfidenceAwareGPT(MiniGPT):
             _, _, cache = self.told(here(tokens), signal, at, effects, cache)
             return cache, signal[:, 0]
 
-        scan = nn.scan(column, variable_broadcast="params", split_rngs={"params": False, "dropout": True}, out_axes=1)
+        scan = nn.scan(
+            column,
+            variable_broadcast=["params", LORA, SETTINGS],
+            split_rngs={"params": False, "dropout": True},
+            out_axes=1,
+        )
         _, signal = scan(self, cache, jnp.arange(tokens.shape[1]))
         return signal
 

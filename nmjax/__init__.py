@@ -2,6 +2,7 @@
 
 from nmjax.forward_pass import ForwardResult, forward
 from nmjax.generation import Generation, generate
+from nmjax.interventions.adapter import use_adapter
 from nmjax.interventions.attention import (
     anchor_attention,
     bias_positions,
@@ -91,6 +92,7 @@ __all__ = [
     "temperature",
     "top_k",
     "top_p",
+    "use_adapter",
     "where",
     "window_kv",
 ]

@@ -45,7 +45,7 @@ def forward(lm: LanguageModel, prompts, packs=None, capture: Sequence[str] = (),
     width = bucket(max(map(len, whole)))
     rows = make_rows(lm, whole, spans, interventions, width, row_keys(seed, row_ids, len(ids)))
     sites = (capture,) if isinstance(capture, str) else tuple(capture)
-    result = _forward(lm.module, sites, len(ids), lm.params, rows)
+    result = _forward(lm.module, sites, len(ids), lm.variables, rows)
     # The bucket's own padding is ours, not the caller's; nor does a hidden preface show.
     result = _cut_prefaces(result, spans, width, rows.mask) if rows.preface is not None else result
     result = _trim(result, width - max(map(len, ids)))
@@ -53,12 +53,12 @@ def forward(lm: LanguageModel, prompts, packs=None, capture: Sequence[str] = (),
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward(module, capture: tuple[str, ...], asked_for: int, params, rows: Rows) -> ForwardResult:
-    ctx = rows.context()
+def _forward(module, capture: tuple[str, ...], asked_for: int, variables, rows: Rows) -> ForwardResult:
+    ctx, variables = rows.context(), rows.adapted(variables)
     hidden, state = module.apply(
-        {"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, mutable=[ACTIVATIONS] if capture else []
+        variables, rows.tokens, ctx=ctx, effects=rows.effects, mutable=[ACTIVATIONS] if capture else []
     )
-    logits = module.apply({"params": params}, hidden, method="unembed")
+    logits = module.apply(variables, hidden, method="unembed")
     zeros = jnp.zeros((logits.shape[0], logits.shape[2]), jnp.int32)
     last = ctx.replace(counts=zeros, rivals=rows.rivals(logits[:, -1]))
     result = ForwardResult(

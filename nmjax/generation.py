@@ -155,11 +155,11 @@ def _run(
 ) -> list[dict]:
     """One batch to its end; stop strings are looked for between re-entries of the same program."""
     last = int(limits.max_new.max())
-    state = prefill(lm.module, room, lm.params, rows, sampling, limits, monitor)
+    state = prefill(lm.module, room, lm.variables, rows, sampling, limits, monitor)
     ended: dict[int, tuple[int, str]] = {}  # row -> (tokens kept, text) where a stop string was found
     while True:
         until = min(int(state.step) + STOP_CHECK_EVERY, last) if stops else last
-        state = decode(lm.module, lm.params, rows, sampling, limits, until, state, monitor)
+        state = decode(lm.module, lm.variables, rows, sampling, limits, until, state, monitor)
         if stops:
             tokens = np.asarray(state.tokens)
             for i in _asked_for(rows):
@@ -191,15 +191,16 @@ def _asked_for(rows: Rows) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill(
-    module, room: int, params, rows: Rows, sampling: Sampling, limits: Limits, monitor: Monitor | None = None
+    module, room: int, variables, rows: Rows, sampling: Sampling, limits: Limits, monitor: Monitor | None = None
 ) -> DecodeState:
     """Runs the prompts, fills the cache's first T slots, and writes the first new token of every row."""
     B, T = rows.tokens.shape
-    dtype = jax.tree.leaves(params)[0].dtype
+    variables = rows.adapted(variables)
+    dtype = jax.tree.leaves(variables["params"])[0].dtype
     ctx = rows.context()
     cache = module.init_cache(B, T + room, dtype)
-    hidden, cache, states = _pass(module, params, rows.tokens, ctx, rows.effects, cache, monitor)
-    logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
+    hidden, cache, states = _pass(module, variables, rows.tokens, ctx, rows.effects, cache, monitor)
+    logits = module.apply(variables, hidden[:, -1:], method="unembed")[:, 0]
     counted = any(effect.reads_counts for effect in rows.effects)
     state = DecodeState(
         step=jnp.int32(0),
@@ -215,9 +216,8 @@ def prefill(
     return _write(state, logits, states, ctx, rows, sampling, limits, monitor)
 
 
-def _pass(module, params, tokens, ctx: Context, effects, cache, monitor: Monitor | None):
+def _pass(module, variables, tokens, ctx: Context, effects, cache, monitor: Monitor | None):
     """Hidden states [B, T, D], the new cache, and for a monitor the states [L, B, D] after each block at the end."""
-    variables = {"params": params}
     if monitor is None:
         return *module.apply(variables, tokens, ctx=ctx, effects=effects, cache=cache), None
     (hidden, cache), sown = module.apply(
@@ -228,11 +228,12 @@ def _pass(module, params, tokens, ctx: Context, effects, cache, monitor: Monitor
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
 def decode(
-    module, params, rows: Rows, sampling: Sampling, limits: Limits, until, state: DecodeState,
+    module, variables, rows: Rows, sampling: Sampling, limits: Limits, until, state: DecodeState,
     monitor: Monitor | None = None,
 ) -> DecodeState:  # fmt: skip
     """Generates until every row is done or `until` tokens are written."""
     T = rows.tokens.shape[1]
+    variables = rows.adapted(variables)
 
     def more(state):
         return (state.step < until) & ~state.done.all()
@@ -243,8 +244,8 @@ def decode(
         position = jnp.where(state.done, -1, rows.prompt_len + state.step - 1)[:, None]
         k_pos = jax.lax.dynamic_update_slice_in_dim(state.k_pos, position, slot, axis=1)
         ctx = Context(position, k_pos, tokens, rows.prompt_len, slot, keys=rows.keys, preface=rows.preface)
-        hidden, cache, states = _pass(module, params, tokens, ctx, rows.effects, state.cache, monitor)
-        logits = module.apply({"params": params}, hidden, method="unembed")[:, 0]
+        hidden, cache, states = _pass(module, variables, tokens, ctx, rows.effects, state.cache, monitor)
+        logits = module.apply(variables, hidden, method="unembed")[:, 0]
         return _write(state.replace(cache=cache, k_pos=k_pos), logits, states, ctx, rows, sampling, limits, monitor)
 
     return jax.lax.while_loop(more, step, state)

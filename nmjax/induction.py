@@ -190,8 +190,10 @@ def induction_heads(
     """The selection of `find_heads`, bool [L, N], found once and then remembered.
 
     It is kept with the model object, and on disk in the user's caches under the model's fingerprint
-    (`NMJAX_CACHE=off` leaves the disk alone). Arguments and errors as in `find_heads`.
+    (`NMJAX_CACHE=off` leaves the disk alone). Under an adapter they are the base's, so that a pack is the same
+    intervention on both. Arguments and errors as in `find_heads`.
     """
+    lm = lm.base
     if on_empty not in ON_EMPTY:
         raise ValueError(f"on_empty={on_empty!r}, wanted one of {ON_EMPTY}")
     block = default_block(lm) if block is None else block
@@ -252,7 +254,7 @@ def _measured(lm, block, samples, threshold, seed, method, progress=None) -> Ind
         part = rows[start : start + size]
         counted = np.arange(size) < len(part)
         part = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-        found = jax.device_get(_attention(lm.module, block, lm.params, part, counted))
+        found = jax.device_get(_attention(lm.module, block, lm.variables, part, counted))
         found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         sums = found if sums is None else jax.tree.map(np.add, sums, found)
         if progress is not None:
@@ -278,19 +280,19 @@ def _measured(lm, block, samples, threshold, seed, method, progress=None) -> Ind
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _attention(module, block: int, params, tokens, counted):
+def _attention(module, block: int, variables, tokens, counted):
     """Sums over the rows that count: attention from the second copy to the first and one token more, float32
     [L, N, n, n + 1]; to the previous token [L, N]; and exact predictions within the second copy [].
     """
     ctx = plain_context(tokens)
-    hidden, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
+    hidden, state = module.apply(variables, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
     pattern = gather(state[ACTIVATIONS], "pattern")  # [L, B, N, T, T]
     T = tokens.shape[1]
     queries = jnp.arange(T - block, T)
     rows = jnp.where(counted[:, None, None, None], pattern[..., T - block :, :].astype(jnp.float32), 0).sum(axis=1)
     copies = rows[..., T - 2 * block : T - block + 1]
     previous = rows[..., jnp.arange(block), queries - 1].mean(axis=-1)
-    logits = module.apply({"params": params}, hidden[:, -block:-1], method="unembed")
+    logits = module.apply(variables, hidden[:, -block:-1], method="unembed")
     hits = (logits.argmax(axis=-1) == tokens[:, -block + 1 :]) & counted[:, None]
     return copies, previous, hits.sum()
 
@@ -301,7 +303,7 @@ def _measured_by_prompt(lm: LanguageModel, seed: int) -> InductionHeads:
     if first is None:
         raise ValueError(f"method='prompt': no token of {PROMPT!r} occurs twice for this tokenizer: {ids}")
     second = ids.index(ids[first], first + 1)
-    pattern, predicted = jax.device_get(_whole_pattern(lm.module, lm.params, np.asarray([ids], np.int32)))
+    pattern, predicted = jax.device_get(_whole_pattern(lm.module, lm.variables, np.asarray([ids], np.int32)))
     row = pattern[:, 0, :, second].astype(np.float64)  # [L, N, S]
     induction = row[..., first + 1]
     L, N = induction.shape
@@ -324,11 +326,11 @@ def _measured_by_prompt(lm: LanguageModel, seed: int) -> InductionHeads:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _whole_pattern(module, params, tokens):
+def _whole_pattern(module, variables, tokens):
     """Attention [L, B, N, T, T] and the likeliest next tokens [B, T]."""
     ctx = plain_context(tokens)
-    hidden, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
-    logits = module.apply({"params": params}, hidden, method="unembed")
+    hidden, state = module.apply(variables, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
+    logits = module.apply(variables, hidden, method="unembed")
     return gather(state[ACTIVATIONS], "pattern"), logits.argmax(axis=-1)
 
 

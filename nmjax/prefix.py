@@ -137,7 +137,7 @@ def share_prefix(
         raise ValueError(f"width={width}, wanted at least {needed}, the longest prefix with its preface")
     rows = make_rows(lm, whole, spans, interventions, width or needed, row_keys(0, None, len(whole)))
     return SharedPrefix(
-        bank=_fill(lm.module, lm.params, rows),
+        bank=_fill(lm.module, lm.variables, rows),
         places={key: i for i, key in enumerate(keys)},
         rivals=np.arange(len(whole), dtype=np.int32) if rows.rival is None else rows.rival,
         lengths=rows.mask.sum(1).astype(np.int32),
@@ -145,8 +145,8 @@ def share_prefix(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fill(module, params, rows: Rows) -> PrefixCache:
-    ctx = rows.context()
-    cache = module.init_cache(*rows.tokens.shape, jax.tree.leaves(params)[0].dtype)
-    _, cache = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
+def _fill(module, variables, rows: Rows) -> PrefixCache:
+    ctx, variables = rows.context(), rows.adapted(variables)
+    cache = module.init_cache(*rows.tokens.shape, jax.tree.leaves(variables["params"])[0].dtype)
+    _, cache = module.apply(variables, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
     return PrefixCache(cache=cache, k_pos=ctx.k_pos)

@@ -7,6 +7,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from nmjax.adapter_stack import choose
+from nmjax.interventions.adapter import UseAdapter, adapter_doses
 from nmjax.interventions.compose import Intervention, batch
 from nmjax.interventions.effect import Context, Effect, plain_context
 from nmjax.interventions.inputs import Preface, preface_ids, with_preface
@@ -29,10 +31,15 @@ class Rows(flax.struct.PyTreeNode):
     preface: np.ndarray | None = None  # int32 [B, 2]: first position and length of a hidden preface
     owner: np.ndarray | None = None  # int32 [B]: the row whose tokens a row follows, mostly itself
     rival: np.ndarray | None = None  # int32 [B]: the row that a row is contrasted with, mostly itself
+    adapters: np.ndarray | None = None  # float32 [B, M]: each row's dose of each adapter, of a model with named ones
 
     def context(self) -> Context:
         """Where the tokens of a pass over all of `tokens` sit."""
         return plain_context(self.tokens, self.mask, self.prompt_len, self.preface).replace(keys=self.keys)
+
+    def adapted(self, variables: dict) -> dict:
+        """The model's variables under the adapters that each row chose."""
+        return variables if self.adapters is None else choose(variables, self.adapters)
 
     def follow(self, values):
         """`values` [asked-for rows, ...] for all rows: hidden ones get those of their owner."""
@@ -88,7 +95,8 @@ def make_rows(
       ids, spans: what `prefaced` returned.
       prompt_len: how many of each row's ids are preface and prompt [B]; None = all.
     Raises:
-      ValueError: a where-selection that holds none of its row's prompt, or several contrasts in one row.
+      ValueError: a where-selection that holds none of its row's prompt, several contrasts in one row, or an adapter
+        that the model doesn't carry.
     """
     lengths = [len(row) for row in ids] if prompt_len is None else list(prompt_len)
     owner = list(range(len(ids)))
@@ -116,11 +124,12 @@ def make_rows(
         tokens=tokens,
         mask=mask,
         prompt_len=np.asarray(lengths, np.int32),
-        effects=batch([_without_prefaces(iv) for iv in interventions], lm),
+        effects=batch([_inside_the_network(iv) for iv in interventions], lm),
         keys=keys[np.asarray(owner)] if contrasted else keys,
         preface=np.asarray(spans, np.int32) if any(length for _, length in spans) else None,
         owner=np.asarray(owner, np.int32) if contrasted else None,
         rival=np.asarray(rival, np.int32) if contrasted else None,
+        adapters=adapter_doses(lm, [iv.effects for iv in interventions]),
     )
 
 
@@ -134,10 +143,12 @@ def left_padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, n
     return tokens, mask
 
 
-def _without_prefaces(iv: Intervention) -> Intervention:
-    if not any(isinstance(effect, Preface) for effect in iv.effects):
+def _inside_the_network(iv: Intervention) -> Intervention:
+    """Without what acts on a row's tokens or on its weights."""
+    outside = Preface | UseAdapter
+    if not any(isinstance(effect, outside) for effect in iv.effects):
         return iv
-    return iv.replace(effects=tuple(effect for effect in iv.effects if not isinstance(effect, Preface)))
+    return iv.replace(effects=tuple(effect for effect in iv.effects if not isinstance(effect, outside)))
 
 
 def row_keys(seed, row_ids, rows: int, copies: int = 1) -> jax.Array:

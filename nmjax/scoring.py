@@ -94,7 +94,7 @@ def score_choices(
         batches.append((rows, behind, targets, len(take), real))
     parts = []
     for rows, behind, targets, count, real in batches:  # after all are made, so bad input is found before any compute
-        scores = _score(lm.module, lm.params, rows, rows.follow(targets), behind)
+        scores = _score(lm.module, lm.variables, rows, rows.follow(targets), behind)
         parts.append([x[: len(targets)].reshape(count, -1)[:real] for x in scores])
     scores = _summarise(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
     return scores.replace(notes=tuple(notes(interventions)))
@@ -173,7 +173,7 @@ def _read_all(
         targets = np.zeros((len(take), room), np.int32)
         for target, i in zip(targets, take, strict=True):
             target[room - counts[i] :] = wholes[i][len(wholes[i]) - counts[i] :]
-        values = np.asarray(_read(lm.module, read, lm.params, rows, rows.follow(targets), behind))
+        values = np.asarray(_read(lm.module, read, lm.variables, rows, rows.follow(targets), behind))
         results += [values[k, room - counts[i] :] for k, i in enumerate(take[:real])]
     return results
 
@@ -189,14 +189,15 @@ def _over_vocabulary(logprobs, target):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _read(module, read, params, rows: Rows, targets, behind: Behind | None):
+def _read(module, read, variables, rows: Rows, targets, behind: Behind | None):
     """float32 [B, P]: `read` of the predictions of the last P positions, whose tokens are [B, P]."""
     P = targets.shape[1]
-    _, hidden = _hidden(module, params, rows, behind)
+    variables = rows.adapted(variables)
+    _, hidden = _hidden(module, variables, rows, behind)
 
     def at(position):  # one position of all rows at a time, or the logits of a large vocabulary would not fit
         here, target = position
-        logits = module.apply({"params": params}, here[:, None], method="unembed")[:, 0]
+        logits = module.apply(variables, here[:, None], method="unembed")[:, 0]
         return read(jax.nn.log_softmax(logits), target)
 
     return jax.lax.map(at, (hidden[:, -P:].swapaxes(0, 1), targets.T), batch_size=8).T
@@ -265,11 +266,12 @@ def _targets(endings: list[list[tuple[int, ...]]], longest: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(module, params, rows: Rows, targets, behind: Behind | None = None):
+def _score(module, variables, rows: Rows, targets, behind: Behind | None = None):
     """Per row and candidate: log-probability after and before the `logits` site, and whether truncation keeps it."""
     T, P = rows.tokens.shape[1], targets.shape[1]
-    ctx, hidden = _hidden(module, params, rows, behind)
-    logits = module.apply({"params": params}, hidden[:, T - P :], method="unembed")
+    variables = rows.adapted(variables)
+    ctx, hidden = _hidden(module, variables, rows, behind)
+    logits = module.apply(variables, hidden[:, T - P :], method="unembed")
     softeners = tuple(effect for effect in rows.effects if not effect.truncates)
     counts = jnp.zeros((len(rows.tokens), logits.shape[-1]), jnp.int32)
     after, before, kept = jnp.zeros((3, len(rows.tokens), targets.shape[2]))
@@ -294,13 +296,13 @@ def _score(module, params, rows: Rows, targets, behind: Behind | None = None):
     return after, before, kept == 0
 
 
-def _hidden(module, params, rows: Rows, behind: Behind | None) -> tuple[Context, jax.Array]:
+def _hidden(module, variables, rows: Rows, behind: Behind | None) -> tuple[Context, jax.Array]:
     """The context of a pass over the rows' tokens, behind a prefix or alone, and its hidden states [B, T, D]."""
     if behind is None:
         ctx = rows.context()
-        return ctx, module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects)
+        return ctx, module.apply(variables, rows.tokens, ctx=ctx, effects=rows.effects)
     ctx, cache = behind.start(rows)
-    hidden, _ = module.apply({"params": params}, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
+    hidden, _ = module.apply(variables, rows.tokens, ctx=ctx, effects=rows.effects, cache=cache)
     return ctx, hidden
 
 

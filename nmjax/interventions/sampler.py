@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nmjax.interventions.adapter import UseAdapter
 from nmjax.interventions.effect import Effect, check_number, static
 from nmjax.interventions.inputs import Preface
 from nmjax.interventions.sites import SITES
@@ -305,7 +306,8 @@ def contrast(against: Any, alpha: float = 0.5) -> Contrast:
     if any(isinstance(effect, Preface) for effect in other.effects):
         raise ValueError("contrast: against holds a preface, but the other run reads the same tokens as the row")
     inside = [site for site in SITES if site != "logits"]
-    if other.effects and not any(effect.touches(site) for effect in other.effects for site in inside):
+    adapted = any(isinstance(effect, UseAdapter) for effect in other.effects)
+    if other.effects and not adapted and not any(effect.touches(site) for effect in other.effects for site in inside):
         names = ", ".join(type(effect).__name__ for effect in other.effects)
         raise ValueError(f"contrast: against={names} acts at `logits` only, wanted an effect inside the network")
     alpha = check_number("contrast: alpha", alpha, "a finite number >= 0", lambda number: number >= 0)

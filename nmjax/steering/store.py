@@ -2,6 +2,7 @@
 
 First `steering/` beside the weights, which is how a checkpoint ships its own; then the user's caches, under the model's
 fingerprint. A vector is good for the weights that it was found in and for no others, so the fingerprint is checked.
+Under an adapter those of the base serve, too, unless it has its own: so a pack is the same intervention on both.
 """
 
 import re
@@ -26,7 +27,8 @@ def cached_folder(lm: LanguageModel) -> Path:
 def folders(lm: LanguageModel) -> list[Path]:
     """Where `named_vector` looks, in this order."""
     beside = [] if lm.folder is None else [Path(lm.folder) / "steering"]
-    return [*beside, cached_folder(lm)]
+    own = [] if lm.adapter is None else [cached_folder(lm)]
+    return [*own, *beside, cached_folder(lm.base)]
 
 
 def vector_file(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
@@ -78,7 +80,7 @@ def _look(lm: LanguageModel, name: str) -> tuple[tuple[np.ndarray, dict[str, str
             read[version] = load_vector(path)
         vectors, metadata = read[version]
         wanted = (lm.config.layers, lm.config.embed)
-        if metadata.get("model") != lm.fingerprint:
+        if metadata.get("model") not in (lm.fingerprint, lm.base.fingerprint):
             refused.append(f"{path} was found in the model {metadata.get('model')}, this one is {lm.fingerprint}")
         elif vectors.shape != wanted:
             refused.append(f"{path} has shape {vectors.shape}, wanted {wanted}: (layers, embed)")

@@ -102,17 +102,17 @@ def activations(
             part = members[start : start + batch_size]
             filled = part + part[:1] * (batch_size - len(part))
             tokens, mask = left_padded([ids[i] for i in filled], width)
-            found[part] = np.asarray(_read(lm.module, token, lm.params, tokens, mask))[: len(part)]
+            found[part] = np.asarray(_read(lm.module, token, lm.variables, tokens, mask))[: len(part)]
             if progress is not None:
                 progress(len(part))
     return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _read(module, token: str, params, tokens, mask) -> jax.Array:
+def _read(module, token: str, variables, tokens, mask) -> jax.Array:
     """float32 [B, L, D] of left-padded rows; the logits are never computed."""
     ctx = plain_context(tokens, mask)
-    _, state = module.apply({"params": params}, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
+    _, state = module.apply(variables, tokens, ctx=ctx, effects=(), mutable=[ACTIVATIONS])
     stream = gather(state[ACTIVATIONS], "resid_post")  # [L, B, T, D]
     if token == "last":
         chosen = stream[:, :, -1].astype(jnp.float32)

@@ -125,51 +125,54 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, seed=0, 
 
 def make_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The pure step function: (state, batch) -> (next state, metrics).
 
     Gradients, loss and metrics are means over `accumulate` micro-batches, which equals the step on the whole batch
     where the loss is a mean over rows. Metrics gain `loss` and `grad_norm` (before clipping).
 
     A loss that hands something on (`state.carry` is not None) is called as `loss_fn(params, batch, key, carry)` and
-    returns `(loss, (metrics, carry))`.
+    returns `(loss, (metrics, carry))`. Where the step is called with a third argument, what is not trained, a loss gets
+    it as `frozen=`.
 
     Raises:
         ValueError: at trace time, if a leaf's first axis is not a multiple of `accumulate`, or a loss that hands
             something on is to accumulate.
     """
 
-    def gradient(params, batch, key):
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
-        return grads, {"loss": loss, **metrics}
+    def gradient(loss, params, batch, key):
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return grads, {"loss": value, **metrics}
 
     def split(leaf):
         if leaf.shape[0] % accumulate:
             raise ValueError(f"accumulate={accumulate} must divide the batch's first axis, got shape {leaf.shape}")
         return leaf.reshape(accumulate, leaf.shape[0] // accumulate, *leaf.shape[1:])
 
-    def accumulated(params, batch, key):
+    def accumulated(loss, params, batch, key):
         parts = jax.tree.map(split, batch)
+        of_part = functools.partial(gradient, loss, params)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+            return jax.tree.map(jnp.add, total, of_part(*part)), None
 
         keys = jax.random.split(key, accumulate)
-        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], parts), keys[0])
+        shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts), keys[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (parts, keys))
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
+        loss = loss_fn if frozen is None else functools.partial(loss_fn, frozen=frozen)
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         carry = state.carry
         if carry is not None:
             if accumulate > 1:
                 raise ValueError(f"accumulate={accumulate} and a loss with a carry: wanted accumulate=1")
-            (loss, (metrics, carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key, carry)
-            metrics = {"loss": loss, **metrics}
+            (value, (metrics, carry)), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key, carry)
+            metrics = {"loss": value, **metrics}
         else:
-            grads, metrics = (accumulated if accumulate > 1 else gradient)(state.params, batch, key)
+            grads, metrics = (accumulated if accumulate > 1 else gradient)(loss, state.params, batch, key)
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -178,14 +181,26 @@ def make_step(
     return step
 
 
+def on_mesh(run: Callable, mesh: Mesh, state_places: Any, frozen_places: Any, rows: int = 0) -> Callable:
+    """`run(state, batch, frozen)` compiled for a mesh; it gives the memory of its first argument away.
+
+    Args:
+        state_places, frozen_places: shardings of the state and of what is not trained, see `sharding.shardings`.
+        rows: the axis B of a batch, which is spread over the mesh.
+    """
+    ins = (state_places, rows_sharding(mesh, rows), frozen_places)
+    outs = (state_places, NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(run, in_shardings=ins, out_shardings=outs, donate_argnums=0)
+
+
 def over_seeds(run: Callable) -> Callable:
-    """`run(state, batch)` for states and batches with a leading axis R: side by side, or on a CPU in turn.
+    """`run(state, batch, frozen)` for states and batches with a leading axis R: side by side, or on a CPU in turn.
 
     A CPU is full with one, and its matrix products are slower with an axis in front.
     """
     if jax.default_backend() == "cpu":
-        return lambda states, batches: jax.lax.map(lambda pair: run(*pair), (states, batches))
-    return jax.vmap(run)
+        return lambda states, batches, frozen: jax.lax.map(lambda pair: run(*pair, frozen), (states, batches))
+    return jax.vmap(run, in_axes=(0, 0, None))
 
 
 def train(
@@ -202,6 +217,8 @@ def train(
     watch: Callable[[list[Metrics], Params], Metrics | None] | None = None,
     mesh: Mesh | None = None,
     rules: Rules = RULES,
+    frozen: Any = None,
+    identity: dict[str, Any] | None = None,
 ) -> tuple[TrainState, list[Metrics]]:
     """Runs `config.steps` steps, or what is left of them after the newest checkpoint.
 
@@ -221,6 +238,10 @@ def train(
         mesh: devices to spread state and batches over, see `sharding`; None runs on the default device. With several
             processes all call `train` with the same arguments and the same data, and only process 0 shows the bar.
         rules: how parameters and optimizer state are spread over the mesh.
+        frozen: a pytree that the loss gets as `frozen=`, such as the parameters under an adapter: an argument of the
+            program, neither differentiated nor copied, and part of no checkpoint.
+        identity: what a checkpoint must have been made with to be gone on from, such as the hash of what is frozen;
+            strict JSON.
 
     Returns:
         The final state, and the history: a dict every `log_every` steps, of its `step` and of floats (with seeds, lists
@@ -228,7 +249,8 @@ def train(
 
     Raises:
         FloatingPointError: if a loss stops being finite, at the next record.
-        ValueError: if the mesh does not divide a parameter or the batch, or processes were given different data.
+        ValueError: if the mesh does not divide a parameter or the batch, processes were given different data, or the
+            newest checkpoint has another `identity`.
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
 
@@ -244,21 +266,27 @@ def train(
 
     run = make_step(loss_fn, optimizer, accumulate=config.accumulate)
     if config.scan > 1:
-        run = functools.partial(jax.lax.scan, run)
+        run = _scanned(run)
     run = run if seeds is None else over_seeds(run)
     rows = (config.scan > 1) + (seeds is not None)  # the axis B of the batches that `run` takes
     if mesh is None:
         state = start(params, carry)
         run = jax.jit(run, donate_argnums=0)
     else:
-        check_same(params, "params")
+        check_same((params, frozen), "params")
         places = shardings(jax.eval_shape(start, params, carry), mesh, rules)
         state = jax.jit(start, out_shardings=places)(spread(params, places.params), spread(carry, places.carry))
-        ins, outs = (places, rows_sharding(mesh, rows)), (places, NamedSharding(mesh, PartitionSpec()))
-        run = jax.jit(run, in_shardings=ins, out_shardings=outs, donate_argnums=0)
+        kept = shardings(frozen, mesh, rules)
+        frozen = spread(frozen, kept)
+        run = on_mesh(run, mesh, places, kept, rows)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:
         state, notes = checkpoints.load(state)
+        if notes.get("identity") != identity:
+            raise ValueError(
+                f"identity={identity}, but the checkpoint in {checkpoints.folder} is of {notes.get('identity')}; "
+                "wanted the same, or another folder"
+            )
         history = notes["history"]
         if hasattr(data, "set_state"):
             data.set_state(notes["data"])
@@ -275,7 +303,7 @@ def train(
                     check_same(batch, "the first batch")
                 batch = place(batch, mesh, rows, config.accumulate)
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-                state, metrics = run(state, batch)
+                state, metrics = run(state, batch, frozen)
             before, done = done, done + config.scan
             bar.update(config.scan)
             watched = watch is not None and _due(before, done, config.watch_every or config.log_every, config.steps)
@@ -291,8 +319,17 @@ def train(
                 bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
             if checkpoints is not None and _due(before, done, config.save_every, config.steps):
                 at = data.get_state() if hasattr(data, "get_state") else None
-                checkpoints.save(done, state, {"history": history, "data": at})
+                checkpoints.save(done, state, {"history": history, "data": at, "identity": identity})
     return state, history
+
+
+def _scanned(step: Callable) -> Callable:
+    """`step(state, batch, frozen)` for batches with one axis more in front."""
+
+    def run(state, batches, frozen):
+        return jax.lax.scan(lambda state, batch: step(state, batch, frozen), state, batches)
+
+    return run
 
 
 def _stacked(batches: list[Batch], axis: int) -> Batch:
@@ -327,14 +364,19 @@ def next_token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -
 
 
 def language_model_loss(module) -> LossFn:
-    """`next_token_loss` of a decoder; a batch holds `tokens` int [B, T+1] and `weights` float [B, T], those of
-    predicting `tokens[:, 1:]`."""
+    """`language_model_objective` of the parameters alone."""
 
     def loss_fn(params, batch, key):
         del key
-        tokens = batch["tokens"]
-        hidden = module.apply({"params": params}, tokens[:, :-1])
-        logits = module.apply({"params": params}, hidden, method="unembed")
-        return next_token_loss(logits, tokens[:, 1:], batch["weights"]), {}
+        return language_model_objective(module, {"params": params}, batch), {}
 
     return loss_fn
+
+
+def language_model_objective(module, variables: dict[str, Any], batch: Batch, rngs=None) -> jax.Array:
+    """`next_token_loss` of a decoder; a batch holds `tokens` int [B, T+1] and `weights` float [B, T], those of
+    predicting `tokens[:, 1:]`."""
+    tokens = batch["tokens"]
+    hidden = module.apply(variables, tokens[:, :-1], rngs=rngs)
+    logits = module.apply(variables, hidden, method="unembed")
+    return next_token_loss(logits, tokens[:, 1:], batch["weights"])

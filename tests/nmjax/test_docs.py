@@ -65,6 +65,7 @@ EXAMPLES = {
     "drop_tokens": (0.5,), "temperature": (2.0,), "pulse_temperature": (0.5,), "top_p": (0.5,), "top_k": (3,),
     "min_p": (0.1,), "frequency_penalty": (1.0,), "presence_penalty": (1.0,), "repetition_penalty": (1.0,),
     "bias_tokens": (["a"], 1.0), "contrast": (None,), "preface": ("Hi.",), "decay_kv": (0.1,),
+    "use_adapter": ("r16",),
 }  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_the_sites_of_the_transforms(row):
     name, site = re.match(r"\w+", row[0]).group(), row[1]
     named = dict(re.findall(r'(mode|edge|coef)="(\w+)"', row[0])) | ({"p": 0.5} if "p=," in row[0] else {})
     effect = getattr(nmjax, name)(*EXAMPLES[name], **named)
-    assert [s for s in SITES if type(effect).touches(s)] == ([] if site == "tokens" else [site])
+    assert [s for s in SITES if type(effect).touches(s)] == ([site] if site in SITES else [])
 
 
 RANGES = {  # transform -> arguments just outside the documented range
@@ -82,7 +83,7 @@ RANGES = {  # transform -> arguments just outside the documented range
     "gain_layers": [(-1.0,)], "add_noise": [(-0.1,)], "jitter_embeddings": [(-0.1,)], "drop_tokens": [(1.1,), (-0.1,)],
     "temperature": [(0.0,)], "pulse_temperature": [(0.5, 5, 6), (0.5, 5, 0), (0.5, 5, 5, 0.0)],
     "top_p": [(0.0,), (1.1,)], "top_k": [(-1,), (1.5,)], "min_p": [(-0.1,), (1.1,)], "bias_tokens": [([], 1.0)],
-    "contrast": [(None, -0.1)], "preface": [("",)], "anchor_attention": [(1.0, 0)],
+    "contrast": [(None, -0.1)], "preface": [("",)], "use_adapter": [("",)], "anchor_attention": [(1.0, 0)],
     "oscillate_attention": [(0.2, "sine", 0.1, 1.9)], "steer": [([0.0],)], "ablate": [([0.0],)],
 }  # fmt: skip
 

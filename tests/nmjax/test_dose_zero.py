@@ -71,8 +71,8 @@ SMOOTH = {name: effect for name, effect in SPECIMENS.items() if not effect.trunc
 MOVES_FORWARD = {
     name: effect for name, effect in SMOOTH.items() if not effect.reads_counts and not isinstance(effect, nmjax.Drawing)
 }
-# Effects on text: they need a tokenizer, and are tested where one is at hand.
-ON_TEXT = {"Preface", "BiasTokens", "Drawing"}
+# Effects on text need a tokenizer, and an adapter needs a model that has it: they are tested where these are at hand.
+ON_TEXT = {"Preface", "BiasTokens", "Drawing", "UseAdapter"}
 
 
 def subclasses(cls):

@@ -148,8 +148,14 @@ print(events.count("cache_hits"))
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     hits, files = [], []
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", program], env=env, cwd=paths._PACKAGE_PARENT, text=True,
-                              capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=env,
+            cwd=paths._PACKAGE_PARENT,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         hits.append(int(done.stdout))
         files.append(sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("jit_f-")))
     assert hits[0] == 0 and hits[1] >= 1

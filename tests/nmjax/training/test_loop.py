@@ -209,6 +209,8 @@ _CHILD = """
     import jax, numpy as np
     from models.config import LlamaConfig
     from models.llama import ScannedLlama
+    from nmjax.lm import LanguageModel
+    from nmjax.training import lora
     from nmjax.training.checkpoint import Checkpoints
     from nmjax.training.loop import TrainConfig, next_token_loss, train
 
@@ -222,25 +224,33 @@ _CHILD = """
         def __getitem__(self, step):
             return np.random.default_rng(int(step)).integers(0, 61, (4, 17)).astype(np.int32)
 
-    def loss_fn(params, tokens, key):
-        hidden = module.apply({"params": params}, tokens[:, :-1])
-        logits = module.apply({"params": params}, hidden, method="unembed")
+    def loss(variables, tokens, key):
+        hidden = module.apply(variables, tokens[:, :-1], rngs={"dropout": key})
+        logits = module.apply(variables, hidden, method="unembed")
         return next_token_loss(logits, tokens[:, 1:], np.ones((4, 16), np.float32)), {}
 
     params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
     recipe = TrainConfig(steps=160, warmup=10, log_every=10, save_every=7)
-    state, history = train(loss_fn, params, Data(), recipe, checkpoints=Checkpoints(sys.argv[1]), progress=False)
+    how = dict(checkpoints=Checkpoints(sys.argv[1]), progress=False)
+    if sys.argv[3] == "adapters":
+        adapter = lora.init(module, lora.LoraConfig(r=4), jax.random.key(1))
+        how |= dict(frozen=lora.frozen(params, adapter), identity={"base": LanguageModel(module, params).fingerprint})
+        state, history = train(lora.lora_loss(loss), adapter.weights, Data(), recipe, **how)
+    else:
+        state, history = train(lambda p, *rest: loss({"params": p}, *rest), params, Data(), recipe, **how)
     np.savez(sys.argv[2], *jax.tree.leaves(state.params), loss=[record["loss"] for record in history])
 """
 
 
 @pytest.mark.slow
-def test_sigkill_anywhere_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("trained", ["parameters", "adapters"])
+def test_sigkill_anywhere_changes_no_bit(trained, tmp_path):
     script = tmp_path / "child.py"
     script.write_text(textwrap.dedent(_CHILD))
 
     def start(folder):
-        return subprocess.Popen([sys.executable, str(script), str(tmp_path / folder), str(tmp_path / f"{folder}.npz")])
+        arguments = [str(tmp_path / folder), str(tmp_path / f"{folder}.npz"), trained]
+        return subprocess.Popen([sys.executable, str(script), *arguments])
 
     assert start("unbroken").wait() == 0
     delays, kills = np.random.default_rng(0).uniform(0.0, 0.4, 30), 0
