@@ -126,7 +126,7 @@ def define_flags() -> None:
     flags.DEFINE_float("learning_rate", d.learning_rate, "After the warm-up; from there a cosine falls to 0.")
     flags.DEFINE_float("weight_decay", d.weight_decay, "Of AdamW.")
     flags.DEFINE_integer("warmup_steps", d.warmup_steps, "Default: a twentieth of the steps.")
-    flags.DEFINE_float("max_grad_norm", d.max_grad_norm, "The gradient's global norm, the head's apart, is clipped to this.")
+    flags.DEFINE_float("max_grad_norm", d.max_grad_norm, "Clips the global norm of the gradient, the head's apart.")
     flags.DEFINE_list("seeds", [str(seed) for seed in d.seeds], "Replicas, which train together.")
     flags.DEFINE_float("eval_split_ratio", d.eval_split_ratio, "Share of the documents that are held out.")
     flags.DEFINE_integer("eval_interval", d.eval_interval, "Steps between two evaluations; 0: only at the end.")

@@ -43,7 +43,7 @@ class PretrainingConfig:
     warmup_steps: int | None = None
     max_grad_norm: float = 1.0
     eval_split_ratio: float = 0.1
-    eval_interval: int = 50
+    eval_interval: int = 100
     eval_batches: int = 15
     seeds: tuple[int, ...] = (42, 123, 456)
     dataset: str = "bundled"
@@ -77,7 +77,8 @@ class ConfidenceExperimentConfig(PretrainingConfig):
 
     Attributes:
       confidence_alpha: weight of the confidence loss beside the next-token loss.
-      detach_head: the confidence loss trains the head alone; as published it trains the whole model.
+      detach_head: the confidence loss trains the head alone, so that what differs from MiniGPT is the signal. As
+        published (False) it trains the whole model, which then predicts the next token far worse.
       lookahead_steps: how far ahead the predicted loss lies; 2 is what there is.
       confidence_init_bias: what the head says untrained, in nats; None is ln V.
       results_dir: folder of the results.
@@ -97,7 +98,7 @@ class ConfidenceExperimentConfig(PretrainingConfig):
     """
 
     confidence_alpha: float = 1.0
-    detach_head: bool = False
+    detach_head: bool = True
     lookahead_steps: int = 2
     confidence_init_bias: float | None = 2.0
     results_dir: str = "results/confidence_experiments"
@@ -184,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training_steps": 1000,
         "dropout": 0.1,
         "learning_rate": 3e-4,
+        "detach_head": False,
         "seeds": (42, 123, 456),
     },
 }

@@ -230,14 +230,14 @@ def train(
         seeds: trains one replica a seed; parameters, carry and every leaf of a batch have a leading axis R. None trains
             one, without that axis, with `config.seed`.
         optimizer: None is `make_optimizer(config)`.
-        checkpoints: where to save and to go on from; None keeps nothing.
+        checkpoints: where to save, in the background, and to go on from, the newest whole one; None keeps nothing.
         progress: shows a bar with the time left; a text names it.
         watch: called with the history and the parameters of that moment, every `config.watch_every` steps and at the
             end; what it returns is added to the newest record, which is the history's last. With a mesh the parameters
             are whole copies on the first device of each process.
         mesh: devices to spread state and batches over, see `sharding`; None runs on the default device. With several
             processes all call `train` with the same arguments and the same data, and only process 0 shows the bar.
-        rules: how parameters and optimizer state are spread over the mesh.
+        rules: how parameters, optimizer state and what is frozen are spread over the mesh.
         frozen: a pytree that the loss gets as `frozen=`, such as the parameters under an adapter: an argument of the
             program, neither differentiated nor copied, and part of no checkpoint.
         identity: what a checkpoint must have been made with to be gone on from, such as the hash of what is frozen;
@@ -249,8 +249,8 @@ def train(
 
     Raises:
         FloatingPointError: if a loss stops being finite, at the next record.
-        ValueError: if the mesh does not divide a parameter or the batch, processes were given different data, or the
-            newest checkpoint has another `identity`.
+        ValueError: if the mesh does not divide a parameter or the batch, processes were given different data, or there
+            are checkpoints but none that can be used (see `Checkpoints.load`) or one of another `identity`.
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
 
@@ -273,12 +273,12 @@ def train(
         state = start(params, carry)
         run = jax.jit(run, donate_argnums=0)
     else:
-        check_same((params, frozen), "params")
+        check_same(params, "params")
         places = shardings(jax.eval_shape(start, params, carry), mesh, rules)
         state = jax.jit(start, out_shardings=places)(spread(params, places.params), spread(carry, places.carry))
-        kept = shardings(frozen, mesh, rules)
-        frozen = spread(frozen, kept)
-        run = on_mesh(run, mesh, places, kept, rows)
+        below = shardings(frozen, mesh, rules)
+        frozen = spread(frozen, below)
+        run = on_mesh(run, mesh, places, below, rows)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:
         state, notes = checkpoints.load(state)
@@ -294,7 +294,8 @@ def train(
     first = done = int(np.ravel(state.step)[0])
     label = progress if isinstance(progress, str) else None
     silent = not progress or jax.process_index() > 0
-    with tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0) as bar:
+    bar = tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0)
+    with bar, checkpoints or contextlib.nullcontext():
         while done < config.steps:
             batches = [next(data) if isinstance(data, Iterator) else data[done + i] for i in range(config.scan)]
             batch = batches[0] if config.scan == 1 else _stacked(batches, axis=0 if seeds is None else 1)
@@ -319,7 +320,8 @@ def train(
                 bar.set_postfix_str(f"loss {np.mean(new[-1]['loss']):.3f}")
             if checkpoints is not None and _due(before, done, config.save_every, config.steps):
                 at = data.get_state() if hasattr(data, "get_state") else None
-                checkpoints.save(done, state, {"history": history, "data": at, "identity": identity})
+                kept = {"history": history, "data": at, "identity": identity}
+                checkpoints.save(done, state, kept, background=True)
     return state, history
 
 

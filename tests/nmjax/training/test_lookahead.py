@@ -122,7 +122,6 @@ def test_a_detached_head_learns_alone(minigpt):
         assert (np.abs(leaf).max() > 0) == ("confidence_predictor" in jax.tree_util.keystr(path)), path
 
 
-
 def test_the_signal_is_an_input_without_gradient(minigpt):
     """`feedback_signal` is what torch finds by a loop, and training on it doesn't reach back into the parameters."""
     module, x = minigpt.aware.module, minigpt.tokens[:, :9]

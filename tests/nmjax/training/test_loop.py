@@ -1,12 +1,6 @@
-"""The training loop: its step against optax by hand, accumulation, scan, checkpoints and resuming in bits."""
+"""The training loop: its step against optax by hand, accumulation, scan, seeds, and the losses of language models."""
 
 import dataclasses
-import json
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import chex
 import grain
@@ -127,62 +121,6 @@ def test_bad_settings_are_named():
         train(lambda p, b, k: (jnp.sum(p["w"]) * jnp.nan, {}), initial(), Points(), CONFIG, progress=False)
 
 
-class Interrupted(Exception):
-    pass
-
-
-class PointsUntil(Points):
-    def __init__(self, last):
-        self.last = last
-
-    def __getitem__(self, step):
-        if step >= self.last:
-            raise Interrupted
-        return super().__getitem__(step)
-
-
-@pytest.mark.parametrize("last", [5, 6, 13, 23])
-def test_a_broken_run_goes_on_in_bits(tmp_path, last):
-    unbroken, history = train(loss_fn, initial(), Points(), CONFIG, progress=False)
-    with pytest.raises(Interrupted):
-        train(loss_fn, initial(), PointsUntil(last), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == (last // 6 * 6 or None)
-    resumed, resumed_history = train(loss_fn, initial(), Points(), CONFIG, checkpoints=checkpoints, progress=False)
-    chex.assert_trees_all_equal(unbroken, resumed)
-    assert history == resumed_history
-    assert checkpoints.steps() == [18, 24]
-
-
-def test_a_finished_run_is_not_run_again(tmp_path):
-    done, history = train(loss_fn, initial(), Points(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
-    again, same = train(loss_fn, initial(), PointsUntil(0), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
-    chex.assert_trees_all_equal(done, again)
-    assert history == same
-
-
-def test_damage_is_found(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    state = init_state(initial(), make_optimizer(CONFIG))
-    checkpoints.save(3, state, {})
-    checkpoints.save(6, state, {"history": [{"step": 6, "loss": 1.0}]})
-    loaded, notes = checkpoints.load(state)
-    chex.assert_trees_all_equal(loaded, state)
-    assert notes["history"] == [{"step": 6, "loss": 1.0}]
-    victim = max(
-        (path for path in (tmp_path / "step_6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 1
-    victim.write_bytes(data)
-    with pytest.raises(ValueError, match=f"damaged.*{victim.name}"):
-        checkpoints.load(state)
-    (tmp_path / "step_6.json").unlink()  # as if killed before the manifest was written
-    assert checkpoints.latest() == 3
-    with pytest.raises(FileNotFoundError, match=r"complete checkpoints \[3\]"):
-        checkpoints.load(state, step=6)
-
-
 def test_next_token_loss_is_the_weighted_mean_of_nats():
     logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     targets = np.array([[0, 4, 2], [1, 1, 3]])
@@ -202,77 +140,6 @@ def test_language_model_loss_predicts_each_token_from_those_before(copying_lm):
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     picked = np.take_along_axis(log_probs, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
     assert float(loss) == pytest.approx(-np.average(picked, weights=batch["weights"]), rel=1e-5) and metrics == {}
-
-
-_CHILD = """
-    import sys, time
-    import jax, numpy as np
-    from models.config import LlamaConfig
-    from models.llama import ScannedLlama
-    from nmjax.lm import LanguageModel
-    from nmjax.training import lora
-    from nmjax.training.checkpoint import Checkpoints
-    from nmjax.training.loop import TrainConfig, next_token_loss, train
-
-    config = LlamaConfig.from_hf(dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=61, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, max_position_embeddings=64,
-        rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True, hidden_act="silu"))
-    module = ScannedLlama(config)
-
-    class Data:
-        def __getitem__(self, step):
-            return np.random.default_rng(int(step)).integers(0, 61, (4, 17)).astype(np.int32)
-
-    def loss(variables, tokens, key):
-        hidden = module.apply(variables, tokens[:, :-1], rngs={"dropout": key})
-        logits = module.apply(variables, hidden, method="unembed")
-        return next_token_loss(logits, tokens[:, 1:], np.ones((4, 16), np.float32)), {}
-
-    params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
-    recipe = TrainConfig(steps=160, warmup=10, log_every=10, save_every=7)
-    how = dict(checkpoints=Checkpoints(sys.argv[1]), progress=False)
-    if sys.argv[3] == "adapters":
-        adapter = lora.init(module, lora.LoraConfig(r=4), jax.random.key(1))
-        how |= dict(frozen=lora.frozen(params, adapter), identity={"base": LanguageModel(module, params).fingerprint})
-        state, history = train(lora.lora_loss(loss), adapter.weights, Data(), recipe, **how)
-    else:
-        state, history = train(lambda p, *rest: loss({"params": p}, *rest), params, Data(), recipe, **how)
-    np.savez(sys.argv[2], *jax.tree.leaves(state.params), loss=[record["loss"] for record in history])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", ["parameters", "adapters"])
-def test_sigkill_anywhere_changes_no_bit(trained, tmp_path):
-    script = tmp_path / "child.py"
-    script.write_text(textwrap.dedent(_CHILD))
-
-    def start(folder):
-        arguments = [str(tmp_path / folder), str(tmp_path / f"{folder}.npz"), trained]
-        return subprocess.Popen([sys.executable, str(script), *arguments])
-
-    assert start("unbroken").wait() == 0
-    delays, kills = np.random.default_rng(0).uniform(0.0, 0.4, 30), 0
-    for delay in delays:
-        child = start("broken")
-        before = Checkpoints(tmp_path / "broken").latest()
-        while child.poll() is None and Checkpoints(tmp_path / "broken").latest() == before:
-            time.sleep(0.01)
-        time.sleep(delay)
-        if child.poll() is not None:
-            break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        kills += 1
-    assert kills >= 3, "the run must really have been killed"
-    assert start("broken").wait() == 0
-    with np.load(tmp_path / "unbroken.npz") as unbroken, np.load(tmp_path / "broken.npz") as broken:
-        assert unbroken.files == broken.files
-        for name in unbroken.files:
-            np.testing.assert_array_equal(unbroken[name], broken[name])
-    manifest = json.loads((tmp_path / "broken" / "step_160.json").read_text())
-    assert manifest["step"] == 160
 
 
 class Replicas:
@@ -335,11 +202,10 @@ def test_a_grain_iterator_goes_on_where_it_stopped(tmp_path):
 
     def interrupt(history, params):
         if history[-1]["step"] == 12:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="killed"):
         train(loss_fn, initial(), data(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False, watch=interrupt)
-    assert Checkpoints(tmp_path).latest() == 6
     resumed, its = train(loss_fn, initial(), data(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
     chex.assert_trees_all_equal(resumed, unbroken)
     assert its == history
