@@ -80,7 +80,7 @@ class Program:
 
 
 def programs(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
-    """What a job runs on a mesh, in its order; call it, and compile the programs, under `jax.set_mesh(mesh)`.
+    """What a job runs on a mesh, in its order.
 
     Raises:
         ValueError: the model cannot do this job, its context is too short, or the mesh does not divide a parameter or
