@@ -4,8 +4,8 @@ Method. The program that a user would run is compiled for the machine's devices 
 vendor, and never run. What the compiler reserves is the memory; operations are counted in the program; what kernels and
 collectives move is read from what was compiled. The time is a roofline, a range with its assumptions, no measurement.
 
-    python -m experiments.plan --model_config=config.json --hardware=a100-80g:4 --mesh=fsdp=4 --batch=32 --seq=96 --job=lora
-    python -m experiments.plan --model_config=config.json --hardware=v6e:8 --job=generate --search
+    python -m experiments.plan --model_config=config.json --hardware=a100-80g:4 --mesh=fsdp=4 --batch=32 --job=lora
+    python -m experiments.plan --model_config=checkpoints/tiny --hardware=v6e:8 --job=generate --search
 
 Wants the extra `plan-cuda` or `plan-tpu`: pip install 'nmjax[plan-cuda]'.
 """

@@ -18,7 +18,7 @@ from experiments.lookahead.config import ConfidenceExperimentConfig
 from models.config import LlamaConfig
 from models.families import ModelConfig, build
 from models.llama import ScannedLlama
-from models.minigpt_config import ConfidenceConfig, MiniGPTConfig
+from models.minigpt_config import MiniGPTConfig
 from nmjax import forward_pass, generation
 from nmjax.rows import Rows, bucket
 from nmjax.sampling import Sampling
@@ -88,10 +88,9 @@ def programs(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if work.batch % (devices * work.accumulate):
-        parts = f" x accumulate={work.accumulate}" if work.accumulate > 1 else ""
-        raise ValueError(
-            f"batch must be a multiple of data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}{parts}, got {work.batch}"
-        )
+        wanted = f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}"
+        wanted += f" x accumulate={work.accumulate}" if work.accumulate > 1 else ""
+        raise ValueError(f"batch must be a multiple of {wanted}, got {work.batch}")
     return JOBS[work.job](config, work, mesh)
 
 

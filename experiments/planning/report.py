@@ -80,8 +80,8 @@ def _assumptions(plan: Plan) -> str:
     network = f", {chip.network / _GB:g} GB/s a device between hosts" if plan.machine.hosts > 1 else ""
     text = (
         f"Assumed: {assumed.matmul:.0%} of {chip.flops / 1e12:g} TFLOP/s (float32 {chip.flops_float32 / 1e12:g}), "
-        f"{assumed.bandwidth:.0%} of {chip.bandwidth / _GB:g} GB/s of memory, {assumed.link:.0%} of {chip.link / _GB:g} "
-        f"GB/s between devices{network}, {assumed.latency * 1e6:g} us a collective. Operations are those of the matrix "
+        f"{assumed.bandwidth:.0%} of {chip.bandwidth / _GB:g} GB/s of memory, {assumed.link:.0%} of "
+        f"{chip.link / _GB:g} GB/s between devices{network}, {assumed.latency * 1e6:g} us a collective. Operations are those of the matrix "
         "products in the traced program, loops times their lengths; bytes are read from the compiled one. The time is "
         "from collectives beside everything else to everything waiting for them."
     )

@@ -208,9 +208,7 @@ def devices(hardware: Hardware) -> list[jax.Device]:
     if chip.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the cloud which TPU this is
         return topologies.get_topology_desc(arrangement, "tpu").devices
-    return topologies.get_topology_desc(
-        "", "cuda", target_config=target_config(chip), topology=arrangement
-    ).devices
+    return topologies.get_topology_desc("", "cuda", target_config=target_config(chip), topology=arrangement).devices
 
 
 def _installed(module: str) -> bool:

@@ -140,7 +140,9 @@ def _instruction(name: str, rest: str, root: bool) -> _Instruction:
     stop = _closing(rest, start)
     opcode, inner = rest[:start], rest[start + 1 : stop]
     operands = re.findall(r"%([\w.-]+)", inner)
-    return _Instruction(name, shape, opcode, tuple(operands), rest[stop + 1 :] if operands else inner + rest[stop:], root)
+    return _Instruction(
+        name, shape, opcode, tuple(operands), rest[stop + 1 :] if operands else inner + rest[stop:], root
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -189,7 +191,9 @@ class _Reader:
             return inside + Work(open_loops=1)
         if kind == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-            names = branches[1] if branches else " ".join(re.findall(r"(?:true|false)_computation=(\S+)", one.attributes))
+            names = (
+                branches[1] if branches else " ".join(re.findall(r"(?:true|false)_computation=(\S+)", one.attributes))
+            )
             works = [self.computation(self.computations[name], outermost) for name in re.findall(r"[\w.-]+", names)]
             return max(works, key=lambda work: work.traffic)
         if kind in ("call", "async"):
@@ -259,25 +263,38 @@ def _collective(kind: str, one: _Instruction, body: _Computation) -> Collective:
     return Collective(kind, size * len(members) if kind == "all-gather" else size, members)
 
 
+# Device numbers 0, 1, ... in an array of these dimensions, transposed: [4,8]T(1,0).
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
+
 def _members(attributes: str) -> tuple[int, ...]:
     """The first group of a collective, in each of the ways in which groups are written."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)", attributes):
         return int(pairs[1]), int(pairs[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(map(int, listed[1].split(",")))
-    if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        groups, dims, order = ([int(n) for n in part.split(",")] if part else None for part in tiled.groups())
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        return _first(ids if order is None else ids.transpose(order), groups)
-    # mesh['a'=2,'b'=4] {'b'}: one group for each place along the axes that are not named
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:,?\s*device_ids=\S+\s*)?\{([^}]*)\}", attributes):
+        return tuple(_numbers(listed[1]))
+    if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=" + _ORDER, attributes):
+        return _first(_ordered(tiled[2], tiled[3]), _numbers(tiled[1]))
+    # mesh['a'=2,'b'=4] {'b'}: a mesh of all devices, and one group for each place along the axes that are not named
+    if named := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(" + _ORDER + r"\))? \{([^}]*)\}", attributes
+    ):
         sizes = {axis: int(count) for axis, count in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        along = re.findall(r"'(\w+)'", named[2])
-        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-        inner = [list(sizes).index(axis) for axis in along]
+        count = math.prod(sizes.values())
+        ids = (_ordered(named[2], named[3]) if named[2] else np.arange(count)).reshape(tuple(sizes.values()))
+        inner = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", named[4])]
         outer = [axis for axis in range(ids.ndim) if axis not in inner]
-        return _first(ids.transpose(outer + inner), [-1, math.prod(sizes[axis] for axis in along)])
+        return _first(ids.transpose(outer + inner), [-1, math.prod(ids.shape[axis] for axis in inner)])
     raise ValueError(f"HLO: wanted replica_groups or source_target_pairs of a collective, got {attributes[:80]!r}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _ordered(dims: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return ids if order is None else ids.transpose(_numbers(order))
 
 
 def _first(ids: np.ndarray, groups: Sequence[int]) -> tuple[int, ...]:
