@@ -33,7 +33,6 @@ class Chip:
         link: bytes a second that a device sends in a ring inside its host (GPU) or slice (TPU, both ways of an axis).
         network: bytes a second that a device sends to other hosts; a TPU's slice is one network.
         per_host: devices of a host.
-        extra: the project's extra that installs the compiler.
         target: of a GPU, fields of its device description.
     """
 
@@ -51,6 +50,7 @@ class Chip:
 
     @property
     def extra(self) -> str:
+        """The project's extra that installs the compiler."""
         return f"plan-{self.platform}"
 
 

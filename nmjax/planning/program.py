@@ -8,6 +8,7 @@ devices that collectives run in. All of it is of one device.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -132,7 +133,7 @@ def _parsed(text: str) -> tuple[dict[str, _Computation], _Computation]:
 
 
 def _instruction(name: str, rest: str, root: bool) -> _Instruction:
-    """From `SHAPE opcode(%operand, ...), attributes`; a tuple's shape stands in parentheses, as do tiles of a layout."""
+    """From `SHAPE opcode(%operand, ...), attributes`; a tuple's shape stands in parentheses."""
     rest = re.sub(r"/\*.*?\*/", "", rest)
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
@@ -156,16 +157,21 @@ def _closing(text: str, start: int) -> int:
 
 
 def size_of(shape: str) -> float:
-    """Bytes of a shape, or of all in a tuple, that lie in the device's main memory.
+    """Bytes of a shape, or of all in a tuple, that lie in the device's main memory."""
+    return sum(size for size, main in _arrays(shape) if main)
 
-    A layout that ends in `S(1)` or the like is of another memory: a TPU's on-chip memory, or the host's.
+
+def _arrays(shape: str) -> list[tuple[float, bool]]:
+    """Bytes of each array of a shape, and whether it lies in the main memory.
+
+    A layout with `S(1)` or the like is of another memory: a TPU's on-chip memory, or the host's.
     """
-    total = 0.0
+    found = []
     for dtype, dims, layout in re.findall(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", shape):
-        if not re.search(r"S\([1-9]", layout):
-            bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or "0")[0])
-            total += math.prod(int(dim) for dim in dims.split(",") if dim) * bits / 8
-    return total
+        bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or "0")[0])
+        count = math.prod(int(dim) for dim in dims.split(",") if dim)
+        found.append((count * bits / 8, re.search(r"S\([1-9]", layout) is None))
+    return found
 
 
 class _Reader:
@@ -190,11 +196,9 @@ class _Reader:
                 return inside.times(self.loop)
             return inside + Work(open_loops=1)
         if kind == "conditional":
-            branches = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-            names = (
-                branches[1] if branches else " ".join(re.findall(r"(?:true|false)_computation=(\S+)", one.attributes))
-            )
-            works = [self.computation(self.computations[name], outermost) for name in re.findall(r"[\w.-]+", names)]
+            found = re.findall(r"(?:true|false)_computation=(\S+)|branch_computations=\{([^}]*)\}", one.attributes)
+            names = re.findall(r"[\w.-]+", " ".join(itertools.chain(*found)))
+            works = [self.computation(self.computations[name], outermost) for name in names]
             return max(works, key=lambda work: work.traffic)
         if kind in ("call", "async"):
             return self.computation(self.called(one, "to_apply" if kind == "call" else "calls"), outermost)
@@ -224,7 +228,10 @@ class _Reader:
 
 
 def _plain_traffic(one: _Instruction, body: _Computation) -> float:
-    if one.opcode == "dynamic-slice":
+    if one.opcode.endswith("-start"):  # a copy in the background, from one of the first two arrays to the other
+        ends = _arrays(one.shape)[:2]
+        return min(size for size, _ in ends) * sum(main for _, main in ends)
+    if one.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * size_of(one.shape)
     if one.opcode == "dynamic-update-slice":
         return 2 * size_of(body[one.operands[1]].shape)
