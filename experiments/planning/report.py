@@ -81,10 +81,10 @@ def _assumptions(plan: Plan) -> str:
     rates = f"{chip.flops / 1e12:g} TFLOP/s (float32 {chip.flops_float32 / 1e12:g})"
     text = (
         f"Assumed: {assumed.matmul:.0%} of {rates}, {assumed.bandwidth:.0%} of {chip.bandwidth / _GB:g} GB/s of "
-        f"memory, {assumed.link:.0%} of {chip.link / _GB:g} GB/s between devices{network}, {assumed.latency * 1e6:g} us "
-        "a collective. Operations are those of the matrix products in the traced program, loops times their lengths; "
-        "bytes are read from the compiled one. The time is from collectives beside everything else to everything "
-        "waiting for them."
+        f"memory, {assumed.link:.0%} of {chip.link / _GB:g} GB/s between devices{network}, "
+        f"{assumed.latency * 1e6:g} us a collective. Operations are those of the matrix products in the traced program, "
+        "loops times their lengths; bytes are read from the compiled one. The time is from collectives beside "
+        "everything else to everything waiting for them."
     )
     loops = sum(stage.compiled.work.open_loops for stage in plan.stages)
     return text + (f" {loops} inner loops of unknown length are counted once." if loops else "")

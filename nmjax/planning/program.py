@@ -189,9 +189,9 @@ class _Reader:
             return Work(collectives=(_collective(kind, one, body),))
         if kind == "while":
             inside = self.computation(self.called(one, "body"), outermost=False)
-            known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', one.attributes)
-            if known:
-                return inside.times(int(known[1]))
+            length = self.length(one)
+            if length is not None:
+                return inside.times(length)
             if outermost and self.loop is not None:
                 return inside.times(self.loop)
             return inside + Work(open_loops=1)
@@ -205,6 +205,18 @@ class _Reader:
         if kind == "fusion":
             return self.fusion(one, body)
         return Work(_plain_traffic(one, body))
+
+    def length(self, loop: _Instruction) -> int | None:
+        """How often a loop runs, if the program says so: in so many words, or as `i < constant`, as a scan does."""
+        if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
+            return int(known[1])
+        condition = self.called(loop, "condition")
+        root = next(one for one in condition.values() if one.root)
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            end = condition[root.operands[1]]
+            if end.opcode == "constant":
+                return int(re.match(r"\d+", end.attributes)[0])  # type: ignore[index]
+        return None
 
     def called(self, one: _Instruction, role: str) -> _Computation:
         found = re.search(rf"\b{role}=%?([\w.-]+)", one.attributes)

@@ -40,6 +40,13 @@ HLO = """HloModule jit_step, is_scheduled=true, num_partitions=8
   ROOT %yes = pred[] constant(true)
 }
 
+%scan (carried: (s32[], bf16[64,128,256], bf16[128,256])) -> pred[] {
+  %carried = (s32[], bf16[64,128,256]{2,1,0}, bf16[128,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carried), index=0
+  %end = s32[]{:T(128)} constant(24)
+  ROOT %less = pred[] compare(%i, %end), direction=LT, metadata={op_name="lt"}
+}
+
 %cheap (p: f32[10]) -> f32[10] {
   %p = f32[10]{0} parameter(0)
   ROOT %same = f32[10]{0} copy(%p)
@@ -82,6 +89,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     work = read(program(known))
     assert work.traffic == 64 * LAYER + DEAR + GEMM + UPDATE
     assert work.open_loops == 0
+    assert read(program("").replace("condition=%more", "condition=%scan")).traffic == 24 * LAYER + DEAR + GEMM + UPDATE
     once = read(program(""))
     assert (once.traffic, once.open_loops) == (LAYER + DEAR + GEMM + UPDATE, 1)
     told = read(program(""), loop=7)
@@ -118,6 +126,21 @@ def test_every_way_to_write_groups(groups, members):
     assert (one.members, one.size) == (members, 32)
     n = len(members)
     assert one.sent == pytest.approx(32 if kind == "collective-permute" else 32 * (n - 1) / n)
+
+
+@pytest.mark.parametrize(
+    "line, moved",
+    [
+        # From the main memory to the memory on the chip: read once. The whole that a slice is of does not count.
+        ("((s8[8192]{0:T(1024)}), s8[4096]{0:T(1024)S(1)}, s32[]) slice-start(%p)", 4096),
+        ("(s8[8192]{0:T(1024)S(1)}, s8[8192]{0:T(1024)}, u32[]) copy-start(%p)", 8192),
+        ("(s8[8192]{0}, s8[8192]{0}, u32[]) copy-start(%p)", 2 * 8192),
+        ("s8[8192]{0} copy-done(%p)", 0),
+    ],
+)
+def test_copies_in_the_background(line, moved):
+    text = f"ENTRY %main (p: s8[8192]) -> s8[8192] {{\n  %p = s8[8192]{{0}} parameter(0)\n  ROOT %c = {line}\n}}\n"
+    assert read(text).traffic == moved
 
 
 def test_bytes_of_shapes():
