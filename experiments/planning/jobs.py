@@ -151,7 +151,7 @@ def generate(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
         return jax.ShapeDtypeStruct((work.batch,), dtype, sharding=rows_sharding(mesh))
 
     sampling = Sampling(per_row(jnp.float32), per_row(jnp.float32), per_row(jnp.int32))
-    eos = jax.ShapeDtypeStruct((max(1, len(config.eos_ids)),), jnp.int32, sharding=_whole(mesh))
+    eos: Any = jax.ShapeDtypeStruct((max(1, len(config.eos_ids)),), jnp.int32, sharding=_whole(mesh))
     limits = generation.Limits(per_row(jnp.int32), per_row(jnp.int32), eos)
     start = (module, room, variables, rows, sampling, limits)
     state = jax.eval_shape(lambda *arguments: generation.prefill(module, room, *arguments), *start[2:])

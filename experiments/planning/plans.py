@@ -29,8 +29,8 @@ class Stage:
         rows: dict[tuple, dict[str, Any]] = {}
         for one in self.compiled.work.collectives:
             hosts = len({member // per_host for member in one.members})
-            key = (one.kind, len(one.members), hosts)
-            row = rows.setdefault(key, dict(zip(("kind", "devices", "hosts"), key)) | dict(runs=0, whole=0.0, sent=0.0))  # noqa: B905
+            start = dict(kind=one.kind, devices=len(one.members), hosts=hosts, runs=0, whole=0.0, sent=0.0)
+            row = rows.setdefault((one.kind, len(one.members), hosts), start)
             row["runs"] += one.times
             row["whole"] += one.times * one.size
             row["sent"] += one.times * one.sent
@@ -122,7 +122,7 @@ class Failure:
     """A workload that cannot be run on a mesh, and why."""
 
     machine: Hardware
-    mesh: dict[str, int]
+    mesh: str | dict[str, int]
     workload: Workload
     reason: str
 
@@ -168,7 +168,7 @@ def search(
             try:
                 found: Plan | Failure = make_plan(config, trial, machine, sizes, assumed)
             except (ValueError, DoesNotFit) as error:
-                found = Failure(machine, sizes if isinstance(sizes, dict) else {"mesh": sizes}, trial, str(error))
+                found = Failure(machine, sizes, trial, str(error))
             yield found
             if isinstance(found, Failure) or not found.fits:
                 break

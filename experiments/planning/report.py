@@ -82,8 +82,8 @@ def _assumptions(plan: Plan) -> str:
     text = (
         f"Assumed: {assumed.matmul:.0%} of {rates}, {assumed.bandwidth:.0%} of {chip.bandwidth / _GB:g} GB/s of "
         f"memory, {assumed.link:.0%} of {chip.link / _GB:g} GB/s between devices{network}, "
-        f"{assumed.latency * 1e6:g} us a collective. Operations are those of the matrix products in the traced program, "
-        "loops times their lengths; bytes are read from the compiled one. The time is from collectives beside "
+        f"{assumed.latency * 1e6:g} us a collective. Operations are those of the matrix products in the traced "
+        "program, loops times their lengths; bytes are read from the compiled one. The time is from collectives beside "
         "everything else to everything waiting for them."
     )
     loops = sum(stage.compiled.work.open_loops for stage in plan.stages)
@@ -100,8 +100,8 @@ def _verdict(plan: Plan, price: float | None) -> str:
     return text
 
 
-def _mesh(sizes: dict[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+def _mesh(sizes: str | dict[str, int]) -> str:
+    return sizes if isinstance(sizes, str) else ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def _gb(value: float) -> str:

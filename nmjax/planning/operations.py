@@ -28,10 +28,11 @@ def _of_jaxpr(jaxpr: core.Jaxpr, loop: int | None) -> Counter[str]:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            left, _ = (operand.aval for operand in equation.invars)
+            left: Any = equation.invars[0].aval
+            product: Any = equation.outvars[0].aval
             (contracted, _), _ = params["dimension_numbers"]
-            inner = math.prod(left.shape[axis] for axis in contracted)
-            total[str(left.dtype)] += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+            summed = math.prod(left.shape[axis] for axis in contracted)
+            total[str(left.dtype)] += 2 * summed * math.prod(product.shape)
         elif name == "scan":
             total.update(_scaled(_of_jaxpr(params["jaxpr"].jaxpr, None), params["length"]))
         elif name == "while":
