@@ -181,6 +181,18 @@ def make_step(
     return step
 
 
+def on_mesh(run: Callable, mesh: Mesh, state_places: Any, frozen_places: Any, rows: int = 0) -> Callable:
+    """`run(state, batch, frozen)` compiled for a mesh; it gives the memory of its first argument away.
+
+    Args:
+        state_places, frozen_places: shardings of the state and of what is not trained, see `sharding.shardings`.
+        rows: the axis B of a batch, which is spread over the mesh.
+    """
+    ins = (state_places, rows_sharding(mesh, rows), frozen_places)
+    outs = (state_places, NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(run, in_shardings=ins, out_shardings=outs, donate_argnums=0)
+
+
 def over_seeds(run: Callable) -> Callable:
     """`run(state, batch, frozen)` for states and batches with a leading axis R: side by side, or on a CPU in turn.
 
@@ -266,8 +278,7 @@ def train(
         state = jax.jit(start, out_shardings=places)(spread(params, places.params), spread(carry, places.carry))
         below = shardings(frozen, mesh, rules)
         frozen = spread(frozen, below)
-        ins, outs = (places, rows_sharding(mesh, rows), below), (places, NamedSharding(mesh, PartitionSpec()))
-        run = jax.jit(run, in_shardings=ins, out_shardings=outs, donate_argnums=0)
+        run = on_mesh(run, mesh, places, below, rows)
     history: list[Metrics] = []
     if checkpoints is not None and checkpoints.latest() is not None:
         state, notes = checkpoints.load(state)

@@ -32,14 +32,20 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "ffw": ("tensor",),
     "vocab": ("tensor",),
+    "heads_in": ("tensor", "fsdp"),
+    "ffw_in": ("tensor", "fsdp"),
 }
 # Sizes that nobody chooses (GPT-2's vocabulary is 50257): where the mesh does not divide them they stay whole.
 MAY_STAY_WHOLE = ("vocab",)
 
-Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+Names = tuple[str | None, ...]
+Rules = Sequence[tuple[str, *tuple[Names, ...]]]
 
 # (regular expression for the last parts of a path, what the leaf's last dimensions are); the first that matches counts.
 # Dimensions in front of the named ones (stacked layers L, seeds R) stay whole, and so does all of a leaf without names.
+# Where a rule says in several ways what they are, the first counts that the mesh divides. What leads out of a sublayer
+# is spread along its inputs if it can be: to gather it along its last dimension, XLA for GPUs lays all layers out anew,
+# which takes the memory of the whole stack a second time.
 RULES: Rules = (
     (r"embed/embedding", ("vocab", "embed")),
     (r"positions/embedding", (None, "embed")),
@@ -48,10 +54,10 @@ RULES: Rules = (
     (r"attn/q/bias", ("heads", None)),
     (r"attn/[kv]/kernel", ("embed", "kv_heads", None)),
     (r"attn/[kv]/bias", ("kv_heads", None)),
-    (r"attn/o/kernel", ("heads", None, "embed")),
+    (r"attn/o/kernel", ("heads_in", None, None), ("heads", None, "embed")),
     (r"mlp/(gate|up)/kernel", ("embed", "ffw")),
     (r"mlp/up/bias", ("ffw",)),
-    (r"mlp/down/kernel", ("ffw", "embed")),
+    (r"mlp/down/kernel", ("ffw_in", None), ("ffw", "embed")),
     (r"(attn/o|mlp/down)/bias", ()),
     (r"\w+_norm/(scale|bias|kernel)", ()),
     (r"confidence_predictor/(kernel|bias)", ()),
@@ -65,18 +71,21 @@ RULES: Rules = (
     (r"mlp/(gate|up)/b", (None, "ffw")),
     (r"mlp/down/a", ("ffw", None)),
     (r"mlp/down/b", (None, "embed")),
-    (r"(q|k|v|o|gate|up|down)/(scale|dropout)", ()),
+    (r"lm_head/a", ("embed", None)),
+    (r"lm_head/b", (None, "vocab")),
+    (r"(q|k|v|o|gate|up|down|lm_head)/(scale|dropout)", ()),
     (r"step|seed|count", ()),
     (r"carry(/.*)?", ()),
 )
 
 
-def make_mesh(spec: str | Mapping[str, int]) -> Mesh:
+def make_mesh(spec: str | Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes as a mesh with the axes `data, fsdp, tensor`.
 
     Args:
         spec: sizes by axis, as `{"data": 2, "fsdp": 4}` or as "data=2,fsdp=4". Axes left out have size 1; one may be
             -1 and takes the devices that are left.
+        devices: in place of those there are, such as those of a machine to plan for.
 
     Raises:
         ValueError: for a text that does not read like that, an unknown axis, a size that is neither 1 or more nor a
@@ -89,13 +98,15 @@ def make_mesh(spec: str | Mapping[str, int]) -> Mesh:
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or not all(isinstance(size, int) and (size > 0 or size == -1) for size in sizes.values()):
         raise ValueError(f"mesh sizes must be whole numbers from 1 on, and -1 at most once, got {spec!r}")
-    devices, held = jax.device_count(), math.prod(size for size in sizes.values() if size != -1)
-    if open_axes and devices % held == 0:
-        sizes[open_axes[0]] = devices // held
-    elif held != devices:
-        wanted = f"a divisor of {devices}" if open_axes else f"{devices}, the number of devices"
+    devices = jax.devices() if devices is None else devices
+    count, held = len(devices), math.prod(size for size in sizes.values() if size != -1)
+    if open_axes and count % held == 0:
+        sizes[open_axes[0]] = count // held
+    elif held != count:
+        wanted = f"a divisor of {count}" if open_axes else f"{count}, the number of devices"
         raise ValueError(f"mesh {spec!r}: the product of the sizes must be {wanted}, got {held}")
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def _parsed(spec: str) -> dict[str, int]:
@@ -130,13 +141,13 @@ def placements(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> li
     found = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path, shape = jax.tree_util.keystr(keys, simple=True, separator="/"), tuple(np.shape(leaf))
-        names = _names(path, shape, rules)
+        *preferred, last = _layouts(path, shape, rules)
+        names = next((names for names in preferred if _divides(mesh, shape, names)), last)
         spec: list[Any] = [None] * len(shape)
         note = ""
         for at, name in enumerate(names, start=len(shape) - len(names)):
             axes = MESH_AXES[name] if name else ()
-            parts = math.prod(mesh.shape[axis] for axis in axes)
-            if shape[at] % parts == 0:
+            if shape[at] % _parts(mesh, name) == 0:
                 spec[at] = axes if len(axes) > 1 else axes[0] if axes else None
             elif name in MAY_STAY_WHOLE:
                 note = f"{name} {shape[at]} stays whole: {_sizes(mesh, axes)} does not divide it"
@@ -147,13 +158,23 @@ def placements(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> li
     return found
 
 
-def _names(path: str, shape: tuple[int, ...], rules: Rules) -> tuple[str | None, ...]:
-    for pattern, names in rules:
+def _layouts(path: str, shape: tuple[int, ...], rules: Rules) -> tuple[Names, ...]:
+    """What a leaf's last dimensions are, in the ways that its rule knows, first choice first."""
+    for pattern, *layouts in rules:
         if re.search(rf"(^|/)({pattern})$", path):
-            if len(names) > len(shape):
-                raise ValueError(f"sharding rule {pattern!r} names {names}, got {path} of shape {shape}")
-            return names
+            for names in layouts:
+                if len(names) > len(shape):
+                    raise ValueError(f"sharding rule {pattern!r} names {names}, got {path} of shape {shape}")
+            return tuple(layouts)
     raise ValueError(f"sharding: {path} of shape {shape} matches no rule; add one to `rules`")
+
+
+def _divides(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], names: Names) -> bool:
+    return all(shape[at] % _parts(mesh, name) == 0 for at, name in enumerate(names, start=len(shape) - len(names)))
+
+
+def _parts(mesh: Mesh | AbstractMesh, name: str | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in (MESH_AXES[name] if name else ()))
 
 
 def _sizes(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> str:

@@ -54,9 +54,9 @@ BLOCK = {
     "attn/q/kernel": P("fsdp", "tensor", None),
     "attn/k/kernel": P("fsdp", "tensor", None),
     "attn/v/kernel": P("fsdp", "tensor", None),
-    "attn/o/kernel": P("tensor", None, "fsdp"),
+    "attn/o/kernel": P(("tensor", "fsdp"), None, None),
     "mlp/up/kernel": P("fsdp", "tensor"),
-    "mlp/down/kernel": P("tensor", "fsdp"),
+    "mlp/down/kernel": P(("tensor", "fsdp"), None),
 }
 QKV_BIASES = {f"attn/{name}/bias": P("tensor", None) for name in "qkv"}
 QWEN_BLOCK = BLOCK | QKV_BIASES | {"mlp/gate/kernel": P("fsdp", "tensor")}
@@ -142,6 +142,14 @@ def test_what_a_mesh_does_not_divide_is_an_error_or_stays_whole():
     embedding = placements(odd, abstract(fsdp=2, tensor=2))[0]
     assert (embedding.path, embedding.spec) == ("embed/embedding", P(None, "fsdp"))
     assert embedding.note == "vocab 61 stays whole: tensor=2 does not divide it"
+
+
+def test_a_rule_with_several_layouts_takes_the_first_that_the_mesh_divides():
+    found = specs(shapes(Llama(QWEN)), abstract(fsdp=8))
+    assert found["layers_0/attn/o/kernel"] == P("tensor", None, "fsdp")  # 4 heads
+    assert found["layers_0/mlp/down/kernel"] == P(("tensor", "fsdp"), None)  # ffw 32
+    with pytest.raises(ValueError, match=r"fsdp=3 must divide embed, got embed 16 in attn/o/kernel"):
+        placements({"attn": {"o": {"kernel": jnp.zeros((4, 8, 16))}}}, abstract(fsdp=3))
 
 
 def test_a_leaf_without_a_rule_is_an_error_and_rules_can_be_added():
@@ -340,7 +348,7 @@ def test_eight_devices_train_as_one():
     assert pieces(alone, "['attn']['q']['kernel']") == [[[2, 16, 4, 4]] * 2] * 3
     assert pieces(flat, "['attn']['q']['kernel']") == [[[2, 16, 4, 4], [2, 4, 4, 4]]] * 3
     assert pieces(deep, "['attn']['q']['kernel']") == [[[2, 16, 4, 4], [2, 8, 2, 4]]] * 3
-    assert pieces(deep, "['mlp']['down']['kernel']") == [[[2, 64, 16], [2, 32, 8]]] * 3
+    assert pieces(deep, "['mlp']['down']['kernel']") == [[[2, 64, 16], [2, 16, 16]]] * 3
     assert pieces(deep, "['embed']['embedding']") == [[[2, 61, 16], [2, 61, 8]]] * 3  # 61 is odd
     assert "rematerialization" not in errors, "the compiler had to bring a whole activation together"
 
