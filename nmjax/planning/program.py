@@ -95,19 +95,34 @@ class _Instruction:
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    attributes: str  # what follows the operands; of a parameter, its number stands in `operands`
+    attributes: str  # what follows the operands; of an instruction that has none, with what stands in their place
     root: bool
+
+    @property
+    def number(self) -> int:
+        """Of a parameter its place, of a constant its value."""
+        found = re.match(r"\d+", self.attributes)
+        if found is None:
+            raise ValueError(f"HLO: wanted a number of {self.opcode} {self.name}, got {self.attributes[:60]!r}")
+        return int(found[0])
 
 
 class _Computation(dict[str, _Instruction]):
     """Instructions by name, in their order."""
 
+    @property
+    def root(self) -> _Instruction:
+        return next(one for one in self.values() if one.root)
+
+    def parameter(self, number: int) -> _Instruction:
+        return next(one for one in self.values() if one.opcode == "parameter" and one.number == number)
+
     def users(self, name: str) -> Iterable[tuple[_Instruction, int]]:
-        """Who reads a value, and as which operand; a bitcast is the value itself."""
+        """Who reads a value, and as which operand; a bitcast, but for the root, is the value itself."""
         for other in self.values():
             for place, operand in enumerate(other.operands):
                 if operand == name:
-                    if other.opcode == "bitcast":
+                    if other.opcode == "bitcast" and not other.root:
                         yield from self.users(other.name)
                     else:
                         yield other, place
@@ -211,11 +226,9 @@ class _Reader:
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
         condition = self.called(loop, "condition")
-        root = next(one for one in condition.values() if one.root)
-        if root.opcode == "compare" and "direction=LT" in root.attributes:
-            end = condition[root.operands[1]]
-            if end.opcode == "constant":
-                return int(re.match(r"\d+", end.attributes)[0])  # type: ignore[index]
+        if condition.root.opcode == "compare" and "direction=LT" in condition.root.attributes:
+            end = condition[condition.root.operands[1]]
+            return end.number if end.opcode == "constant" else None
         return None
 
     def called(self, one: _Instruction, role: str) -> _Computation:
@@ -227,16 +240,37 @@ class _Reader:
     def fusion(self, one: _Instruction, body: _Computation) -> Work:
         """One kernel: it reads its operands and writes its results, or only the slices that it uses of them."""
         inside = self.called(one, "calls")
-        traffic = 0.0
-        for inner in inside.values():
-            if inner.opcode == "parameter":
-                operand = body[one.operands[int(re.match(r"\d+", inner.attributes)[0])]]  # type: ignore[index]
-                traffic += _read_of(inner, size_of(operand.shape), inside)
-        root = next(inner for inner in inside.values() if inner.root)
+        read = sum(self.read_of(inside, at, size_of(body[name].shape)) for at, name in enumerate(one.operands))
+        root = inside.root
         results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        traffic += sum(_written_of(result, inside) for result in results)
+        written = sum(self.written_of(result, inside) for result in results)
         moved = [_collective(inner.opcode, inner, inside) for inner in inside.values() if inner.opcode in COLLECTIVES]
-        return Work(traffic, tuple(moved))
+        return Work(read + written, tuple(moved))
+
+    def read_of(self, inside: _Computation, at: int, whole: float) -> float:
+        """Bytes a kernel reads of a parameter: of what it only takes slices of, these."""
+        parts = 0.0
+        for user, place in inside.users(inside.parameter(at).name):
+            if user.opcode == "fusion":
+                parts += self.read_of(self.called(user, "calls"), place, whole)
+            elif place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+                parts += size_of(user.shape)
+            elif place == 0 and user.opcode == "dynamic-update-slice":
+                continue  # written in place, and not read
+            else:
+                return whole
+        return min(parts, whole)
+
+    def written_of(self, result: _Instruction, inside: _Computation) -> float:
+        """Bytes a kernel writes of a result: of what it only changes a slice of, this."""
+        while result.opcode == "bitcast" and result.operands[0] in inside:
+            result = inside[result.operands[0]]
+        if result.opcode == "dynamic-update-slice":
+            return size_of(inside[result.operands[1]].shape)
+        if result.opcode == "fusion":
+            nested = self.called(result, "calls")
+            return self.written_of(nested.root, nested)
+        return size_of(result.shape)
 
 
 def _plain_traffic(one: _Instruction, body: _Computation) -> float:
@@ -252,28 +286,6 @@ def _plain_traffic(one: _Instruction, body: _Computation) -> float:
     else:
         shape = one.shape
     return size_of(shape) + sum(size_of(body[name].shape) for name in one.operands if name in body)
-
-
-def _read_of(parameter: _Instruction, whole: float, inside: _Computation) -> float:
-    """Bytes a kernel reads of a parameter: of what it only takes slices of, these."""
-    parts = 0.0
-    for user, place in inside.users(parameter.name):
-        if place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
-            parts += size_of(user.shape)
-        elif place == 0 and user.opcode == "dynamic-update-slice":
-            continue  # written in place, and not read
-        else:
-            return whole
-    return min(parts, whole)
-
-
-def _written_of(result: _Instruction, inside: _Computation) -> float:
-    """Bytes a kernel writes of a result: of what it only changes a slice of, this."""
-    while result.opcode == "bitcast" and result.operands[0] in inside:
-        result = inside[result.operands[0]]
-    if result.opcode == "dynamic-update-slice":
-        return size_of(inside[result.operands[1]].shape)
-    return size_of(result.shape)
 
 
 def _collective(kind: str, one: _Instruction, body: _Computation) -> Collective:

@@ -128,6 +128,42 @@ def test_every_way_to_write_groups(groups, members):
     assert one.sent == pytest.approx(32 if kind == "collective-permute" else 32 * (n - 1) / n)
 
 
+NESTED = """%take (a: bf16[64,256], i: s32[]) -> bf16[256] {
+  %a = bf16[64,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %row = bf16[1,256]{1,0} dynamic-slice(%a, %i, %zero), dynamic_slice_sizes={1,256}
+  ROOT %flat = bf16[256]{0} bitcast(%row)
+}
+
+%view (b: bf16[16,16]) -> bf16[256] {
+  %b = bf16[16,16]{1,0} parameter(0)
+  ROOT %flat = bf16[256]{0} bitcast(%b)
+}
+
+%outer (i: s32[], b: bf16[16,16], a: bf16[64,256]) -> bf16[256] {
+  %b = bf16[16,16]{1,0} parameter(1)
+  %a = bf16[64,256]{1,0} parameter(2)
+  %i = s32[] parameter(0)
+  %row = bf16[256]{0} fusion(%a, %i), kind=kLoop, calls=%take
+  %whole = bf16[256]{0} fusion(%b), kind=kLoop, calls=%view
+  ROOT %sum = bf16[256]{0} add(%row, %whole)
+}
+
+ENTRY %main (i: s32[], b: bf16[16,16], a: bf16[64,256]) -> bf16[256] {
+  %i = s32[] parameter(0)
+  %b = bf16[16,16]{1,0} parameter(1)
+  %a = bf16[64,256]{1,0} parameter(2)
+  ROOT %c = bf16[256]{0} fusion(%i, %b, %a), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_slice_in_a_fusion_in_a_fusion():
+    # One row of a, all of b seen in another shape, the number of the row, and the result.
+    assert read(NESTED).traffic == 512 + 512 + 4 + 512
+
+
 @pytest.mark.parametrize(
     "line, moved",
     [
