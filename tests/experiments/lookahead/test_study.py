@@ -126,16 +126,20 @@ def test_a_killed_comparison_goes_on_in_bits(tmp_path):
         return {name: value for name, value in stored.items() if name not in ("identity", "timestamp", "training_time",
                                                                               "config")}  # fmt: skip
 
+    def checkpoints():
+        return {str(path) for path in (tmp_path / "broken").glob("run_*/*/step_*/manifest.json")}
+
     assert start(tmp_path / "unbroken").wait() == 0
-    rng, kills = np.random.default_rng(3), set()
-    while not list((tmp_path / "broken").glob("[0-9]*_results.json")):
+    seen: set[str] = set()
+    for delay in np.random.default_rng(3).uniform(0, 1.5, 6):
         process = start(tmp_path / "broken")
-        try:
-            process.wait(timeout=3 + 14 * rng.random())
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills |= {str(path) for path in (tmp_path / "broken").glob("run_*/*/step_*.json")}
-            time.sleep(0.1)
-    assert len(kills) >= 2, "killed at several checkpoints"
+        while process.poll() is None and not checkpoints() - seen:
+            time.sleep(0.02)
+        time.sleep(delay)
+        assert process.poll() is None, "the run must really be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen |= checkpoints()
+    assert start(tmp_path / "broken").wait() == 0
+    assert len({pathlib.Path(path).parents[1].name for path in seen}) >= 2, "in more than one model's training"
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "unbroken")
