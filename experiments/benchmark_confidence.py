@@ -122,7 +122,7 @@ def our_case(name: str, arm: Arm, loss: LossFn, config, tokens, seeds: int | Non
 
     def run():
         nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, {"tokens": tokens}))
+        state, _ = jax.block_until_ready(compiled(state, {"tokens": tokens}, None))
 
     return Case(name, run)
 
