@@ -12,12 +12,13 @@ CHECK_PYTHON := import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.
 demo: $(SETUP)
 	$(PY) -m experiments.calibration_under_influence --max_questions=1000
 
-# Most of it is compilation, which a few processes share through a cache on disk. LLVM's optimizations and XLA's fusion
-# emitters are off, or it would take twice as long; `test-slow` runs the engine's tests once more, compiled as users
-# compile. Threads of the linear algebra on the host would only fight for the processors that the processes share.
+# Most of it is compilation, which a few processes share through a cache on disk. What makes programs fast and compiling
+# slow is off (LLVM's optimizations, the emitters of fused loops), or it would take twice as long; `test-slow` runs the
+# engine's tests once more, compiled as users compile. Threads of the linear algebra on the host would only fight for the
+# processors that the processes share.
+QUICKLY := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 test: $(SETUP)
-	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false" \
-		$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) $(QUICKLY)" $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(SETUP)
 	$(PY) -m pytest -m slow

@@ -17,7 +17,7 @@ from nmjax.metrics import calibration
 from nmjax.steering.vectors import read_pairs
 
 FOLDER = paths.checkpoint_dir("tiny")
-QUESTIONS = 2000
+QUESTIONS = 1000
 
 
 @pytest.fixture(scope="module")

@@ -59,29 +59,43 @@ def model_folder(tmp_path_factory):
         }
     )
     module = models.Llama(config)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     params = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, params)  # larger logits: answers that differ
     folder = tmp_path_factory.mktemp("model") / "random"
     models.save(nmjax.LanguageModel(module=module, params=params, tokenizer=tokenizer), folder)
     return folder
 
 
-@pytest.fixture
-def settings(model_folder, tmp_path):
-    """Questions alone, in batches of 5."""
+def questions_alone(model_folder, folder):
+    """Questions in batches of 5."""
     return Settings(
         model=str(model_folder), max_questions=22, batch_size=5, bootstrap_draws=100, gradient_questions=0, ood=False,
-        output_dir=str(tmp_path / "out"),
+        output_dir=str(folder / "out"),
+    )  # fmt: skip
+
+
+def everything(model_folder, folder):
+    """Of each a little: 5 batches of questions, 1 of derivatives, 2 of texts."""
+    return dataclasses.replace(
+        questions_alone(model_folder, folder), packs=["none", "cocaine_100"], gradient_questions=5, ood=True,
+        ood_per_category=2, ood_seeds=1, ood_tokens=5,
     )  # fmt: skip
 
 
 @pytest.fixture
-def whole(settings):
-    """Everything, of each a little: 5 batches of questions, 1 of derivatives, 2 of texts."""
-    return dataclasses.replace(
-        settings, packs=["none", "cocaine_100"], gradient_questions=5, ood=True, ood_per_category=2, ood_seeds=1,
-        ood_tokens=5,
-    )  # fmt: skip
+def settings(model_folder, tmp_path):
+    return questions_alone(model_folder, tmp_path)
+
+
+@pytest.fixture
+def whole(model_folder, tmp_path):
+    return everything(model_folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(model_folder, tmp_path_factory):
+    """Everything, run once: the result and the paths."""
+    return run(everything(model_folder, tmp_path_factory.mktemp("unbroken")))
 
 
 def run(settings, **changes):
@@ -102,7 +116,7 @@ def without_times(result):
     return result
 
 
-def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, capsys):
+def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, capsys, without_figures):
     traces = nmjax.scoring._score._cache_size()
     result, paths = run(settings)
     assert nmjax.scoring._score._cache_size() == traces + 1, "all batches and packs must be one compiled program"
@@ -148,12 +162,12 @@ def test_numbers_equal_a_forward_pass_for_each_pack(settings, model_folder, caps
             assert entry[key]["num_samples"] == 22
             assert set(entry[key]["calibration_bins"]) == {f"bin_{b}" for b in range(10)}
     printed = capsys.readouterr().out
-    assert "cocaine_100" in printed and str(paths["reliability"]) in printed
+    assert "cocaine_100" in printed and str(paths["page"]) in printed
 
 
-def test_files_say_the_same_and_are_complete(whole):
-    result, paths = run(whole)
-    folder = pathlib.Path(whole.output_dir)
+def test_files_say_the_same_and_are_complete(unbroken):
+    result, paths = unbroken
+    folder = paths["page"].parent
     figures = ["dose_response", "metrics", "ood", "reliability", "risk_coverage"]
     assert sorted(p.name.rsplit("_", 2)[0] for p in folder.glob("*.png")) == figures
     assert sorted(p.suffix for p in folder.iterdir() if p.suffix != ".png") == [".html", ".json", ".jsonl", ".txt"]
@@ -180,9 +194,9 @@ def test_files_say_the_same_and_are_complete(whole):
     assert sorted(result["questions_by_subject"].values()) == [4, 4, 4, 5, 5]
 
 
-def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(whole, tmp_path):
-    first, paths = run(whole)
-    again, others = run(whole, output_dir=str(tmp_path / "again"))
+def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(unbroken, whole):
+    first, paths = unbroken
+    again, others = run(whole)
     assert without_times(first) == without_times(again)
     for name in ("reliability", "ood", "dose_response", "calibration_summary"):
         assert paths[name].read_bytes() == others[name].read_bytes()
@@ -193,9 +207,10 @@ def test_two_runs_are_equal_but_for_times_and_another_seed_is_not(whole, tmp_pat
 @pytest.mark.parametrize(
     "batches_before", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)]
 )
-def test_interrupted_run_goes_on_and_gives_the_same_result(whole, tmp_path, monkeypatch, batches_before, capsys):
+def test_interrupted_run_goes_on_and_gives_the_same_result(
+    unbroken, whole, monkeypatch, batches_before, capsys, without_figures
+):
     """Stopped before anything, among the questions, among the texts."""
-    unbroken, _ = run(whole, output_dir=str(tmp_path / "unbroken"))
     work = Study.work
     done = []
 
@@ -217,7 +232,7 @@ def test_interrupted_run_goes_on_and_gives_the_same_result(whole, tmp_path, monk
     resumed, _ = run(whole)
     assert len(asked) == 8 - batches_before
     assert ("Going on after" in capsys.readouterr().out) == (batches_before > 0)
-    assert without_times(resumed) == without_times(unbroken)
+    assert without_times(resumed) == without_times(unbroken[0])
     assert not list(pathlib.Path(whole.output_dir).glob("*.partial.jsonl"))
 
 
@@ -287,7 +302,9 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
-def test_questions_longer_than_the_context_are_left_out_before_sampling_and_counted(settings, tmp_path, capsys):
+def test_questions_longer_than_the_context_are_left_out_before_sampling_and_counted(
+    settings, tmp_path, capsys, without_figures
+):
     write_csv(tmp_path / "mmlu/test/law_test.csv", question_rows(3, "law") + question_rows(5, "law", 120))
     write_csv(tmp_path / "mmlu/test/logic_test.csv", question_rows(4, "logic"))
     result, paths = run(settings, questions=str(tmp_path / "mmlu"), max_questions=6, packs=["none"])
@@ -326,7 +343,7 @@ def test_a_missing_column_and_a_missing_dev_set_are_named(settings, tmp_path):
         prepare(dataclasses.replace(settings, questions=str(tmp_path / "mmlu"), num_fewshot=2))
 
 
-def test_two_models_take_the_same_battery(settings, model_folder, tmp_path):
+def test_two_models_take_the_same_battery(settings, model_folder, tmp_path, without_figures):
     """The same weights twice: the second one's arms answer as the first one's."""
     other = tmp_path / "other"
     shutil.copytree(model_folder, other)

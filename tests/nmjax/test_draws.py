@@ -143,25 +143,23 @@ def test_a_head_that_is_kept_is_not_rescaled(see, assert_close):
 def test_sizes_and_shares(tiny_lm, see):
     """Over 6 rows: masks near their probability, noise near its size; at twice the dose, twice of both."""
     prompts = [np.random.default_rng(k).integers(3, V, 31).tolist() for k in range(6)]
+    three = nmjax.compose(nmjax.jitter_embeddings(0.4), nmjax.mask_heads(p=0.3), LOUD)
     for dose in (1, 2):
-        heads = see(prompts, [nmjax.mask_heads(p=0.3).at(dose)] * 6, None)
-        off = np.stack([(row["head_out"] == 0).all(-1) for row in heads])
+        rows = see(prompts, [three.at(dose)] * 6, None)
+        off = np.stack([(row["head_out"] == 0).all(-1) for row in rows])
         np.testing.assert_allclose(off.mean(), 0.3 * dose, atol=0.04)  # 2232 draws
         np.testing.assert_allclose(off.mean(axis=(0, 2, 3)), 0.3 * dose, atol=0.07)
-        blank = see(prompts, [nmjax.drop_tokens(0.3).at(dose)] * 6, None)
-        gone = np.stack([(row["embed"] == 0).all(-1) for row in blank])
-        np.testing.assert_allclose(gone.mean(), 0.3 * dose, atol=0.1)  # 186 draws
-
-        rows = see(prompts, [LOUD.at(dose)] * 6, None)
         share = np.stack([rms(added(row)) / rms(row["resid_mid"] + row["mlp_out"]) for row in rows])
         np.testing.assert_allclose(np.sqrt((share**2).mean()), NOISE * dose, rtol=0.03)  # 17856 draws
         assert share.min() > 0.4 * NOISE * dose and share.max() < 1.8 * NOISE * dose  # by each token's own size
-
         table = np.asarray(tiny_lm.params["embed"]["embedding"])
-        blurred = see(prompts, [nmjax.jitter_embeddings(0.4).at(dose)] * 6, None)
-        noise = np.stack([row["embed"] - table[prompt] for row, prompt in zip(blurred, prompts, strict=True)])
+        noise = np.stack([row["embed"] - table[prompt] for row, prompt in zip(rows, prompts, strict=True)])
         np.testing.assert_allclose(np.sqrt((noise**2).mean() / (table**2).mean()), 0.4 * dose, rtol=0.05)
         assert abs(noise.mean()) < 0.05 * noise.std()
+
+        blank = see(prompts, [nmjax.drop_tokens(0.3).at(dose)] * 6, None)
+        gone = np.stack([(row["embed"] == 0).all(-1) for row in blank])
+        np.testing.assert_allclose(gone.mean(), 0.3 * dose, atol=0.1)  # 186 draws
 
 
 def test_doses_beyond_a_probability_of_1_are_noted(tiny_lm, see):

@@ -410,7 +410,7 @@ def test_a_folder_named_like_a_pack(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["pack", "effects", "parameters", "against"])
 def test_deep_objects_are_refused(wrap, place):
     deep = 1
-    for _ in range(100_000):
+    for _ in range(20_000):
         deep = wrap(deep)
     spec = {
         "pack": deep,

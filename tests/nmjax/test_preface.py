@@ -44,11 +44,11 @@ def by_hand(word_lm):
 
 @pytest.fixture(scope="module")
 def passes(word_lm):
-    """A pass with prefaces, and one over what is read."""
-    return (
-        nmjax.forward(word_lm, PROMPTS, PACKS, capture=SITES),
-        nmjax.forward(word_lm, READ, BY_HAND, capture=SITES),
-    )
+    """A pass with prefaces, and one over what is read, as NumPy arrays."""
+    return [
+        jax.tree.map(np.asarray, nmjax.forward(word_lm, *rows, capture=SITES))
+        for rows in ((PROMPTS, PACKS), (READ, BY_HAND))
+    ]
 
 
 def test_it_matters(out):
@@ -81,18 +81,18 @@ def test_a_pass_shows_the_visible_tokens(passes, assert_close):
         start = 1 if prompt[0] == BOS else 0
         # Places of the prompt in what is read.
         keep = [*range(start), *range(len(read) - len(prompt) + start, len(read))]
-        mine, theirs = np.asarray(seen.mask[i]), np.asarray(wanted.mask[i])
+        mine, theirs = seen.mask[i], wanted.mask[i]
         np.testing.assert_array_equal(np.flatnonzero(mine), np.arange(6 - len(prompt), 6))
-        assert_close(seen.logits[i][mine], wanted.logits[i][theirs][np.asarray(keep)])
+        assert_close(seen.logits[i][mine], wanted.logits[i][theirs][keep])
         assert_close(seen.next_logits[i], wanted.next_logits[i])
         for site in ("embed", "resid_post"):
             a, b = seen.activations[site], wanted.activations[site]
             a, b = (a[None], b[None]) if site == "embed" else (a, b)
-            assert_close(a[:, i][:, mine], b[:, i][:, theirs][:, np.asarray(keep)])
-        a = np.asarray(seen.activations["pattern"][:, i])[:, :, mine][..., mine]
-        b = np.asarray(wanted.activations["pattern"][:, i])[:, :, theirs][..., theirs][:, :, keep][..., keep]
+            assert_close(a[:, i][:, mine], b[:, i][:, theirs][:, keep])
+        a = seen.activations["pattern"][:, i][:, :, mine][..., mine]
+        b = wanted.activations["pattern"][:, i][:, :, theirs][..., theirs][:, :, keep][..., keep]
         assert_close(a, b)
-    hidden = 1 - np.asarray(seen.activations["pattern"][:, 0, :, -1]).sum(-1)
+    hidden = 1 - seen.activations["pattern"][:, 0, :, -1].sum(-1)
     assert hidden.min() > 0.01  # what the last token attends to in the preface is not shown
 
 

@@ -12,8 +12,8 @@ from nmjax.prefix import can_share, share_prefix
 
 
 def _specimens():
-    """The specimens of every class, which `test_dose_zero.py` checks to be complete."""
-    spec = importlib.util.spec_from_file_location("dose_zero", Path(__file__).with_name("test_dose_zero.py"))
+    """The specimens of every class, which `test_every_effect.py` checks to be complete."""
+    spec = importlib.util.spec_from_file_location("every_effect", Path(__file__).with_name("test_every_effect.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SPECIMENS

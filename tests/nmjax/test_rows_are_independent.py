@@ -1,5 +1,6 @@
 """A row's result is its own: whatever stands beside it, however it is padded, in whichever place."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -71,8 +72,8 @@ def test_paired_noise_across_packs(tiny_lm):
 
 def test_padding_changes_nothing_at_any_site(tiny_lm, assert_close):
     sites = ("embed", "query", "head_out", "attn_out", "mlp_out", "resid_post")
-    alone = nmjax.forward(tiny_lm, [ROW], packs=PACK, capture=sites)
-    padded = nmjax.forward(tiny_lm, [ROW, COMPANY[1]], packs=PACK, capture=sites)
+    passes = (nmjax.forward(tiny_lm, rows, packs=PACK, capture=sites) for rows in ([ROW], [ROW, COMPANY[1]]))
+    alone, padded = (jax.tree.map(np.asarray, result) for result in passes)
     assert padded.mask[0].tolist() == [False] * 10 + [True] * 6
     assert_close(padded.logits[0, -6:], alone.logits[0])
     for site in sites:

@@ -167,7 +167,7 @@ def test_the_monitors_rule_is_the_best_cross_fitted_and_can_be_loaded(calibrated
     assert loaded.signals == tuple(rule["weights"]) and loaded.tau == rule["tau"]
 
 
-def test_direction_and_grid_as_asked(calibrated, tmp_path):
+def test_direction_and_grid_as_asked(calibrated, tmp_path, without_figures):
     result, _ = run(tmp_path, direction="low", tau_start=1.6, tau_stop=1.8, tau_step=0.05, tau_grid="quantiles")
     hbar = result["statistics"]["hbar_s"]
     assert hbar["direction"] == hbar["conformal"]["direction"] == "low"
@@ -177,7 +177,9 @@ def test_direction_and_grid_as_asked(calibrated, tmp_path):
 
 
 @pytest.mark.parametrize("batches_before", [0, 3])
-def test_interrupted_run_goes_on_and_gives_the_same_result(calibrated, tmp_path, monkeypatch, batches_before):
+def test_interrupted_run_goes_on_and_gives_the_same_result(
+    calibrated, tmp_path, monkeypatch, batches_before, without_figures
+):
     watch, done = Watcher.watch, []
 
     def dies(self, batch, width):
@@ -210,7 +212,7 @@ def test_signals_stay_on_disk(tmp_path):
         assert again.done == log.done
 
 
-def test_failed_samples_refuse_the_calibration_and_never_get_a_score(tmp_path, monkeypatch):
+def test_failed_samples_refuse_the_calibration_and_never_get_a_score(tmp_path, monkeypatch, without_figures):
     watch = Watcher.watch
 
     def broken(self, batch, width):

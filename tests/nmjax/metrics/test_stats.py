@@ -35,9 +35,9 @@ SUBJECTS = np.repeat([0.1, 0.5, 1.0, 2.0, 4.0], 40)  # the ease of each question
 def test_coverage_of_the_percentile_intervals(stratified):
     """Of questions of one kind, and of as many from each of five subjects that differ in ease."""
     ease = SUBJECTS if stratified else np.ones(200)
-    probs, labels = synthetic(np.random.default_rng(0), 1_000_000, np.tile(ease, 5_000))
+    probs, labels = synthetic(np.random.default_rng(0), 200_000, np.tile(ease, 1_000))
     truth = np.array([metric(probs, labels) for metric in LINEAR.values()])
-    trials, covered, unaware = 600, np.zeros(len(LINEAR)), np.zeros(len(LINEAR))
+    trials, covered, unaware = 400, np.zeros(len(LINEAR)), np.zeros(len(LINEAR))
     for trial in range(trials):
         probs, labels = synthetic(np.random.default_rng([1, trial]), 200, ease)
 
@@ -49,11 +49,11 @@ def test_coverage_of_the_percentile_intervals(stratified):
             return (low <= truth) & (truth <= high)
 
         covered += covers(ease if stratified else None)
-        unaware += covers(None) if stratified else 0
+        unaware += covers(None) if stratified and trial % 4 == 0 else 0
     for name, share in zip(LINEAR, covered / trials, strict=True):
         assert 0.92 < share < 0.98, f"{name}: the 95% interval covered in {share:.3f} of the trials"
     if stratified:
-        assert unaware.max() / trials > 0.99, "intervals that ignore the subjects were meant to be too wide"
+        assert unaware.max() / (trials / 4) > 0.99, "intervals that ignore the subjects were meant to be too wide"
 
 
 def test_coverage_with_two_questions_a_subject():
@@ -152,7 +152,7 @@ def test_bounded_bias_interval_covers_a_difference_of_ece_that_the_percentile_in
         labels = np.minimum((rng.random((n, 1)) > flat.cumsum(axis=1)).sum(axis=1), 3)
         return flat, sharp / sharp.sum(axis=1, keepdims=True), labels
 
-    flat, sharp, labels = pair(np.random.default_rng(0), 1_000_000)
+    flat, sharp, labels = pair(np.random.default_rng(0), 200_000)
     truth = calibration.ece(sharp, labels) - calibration.ece(flat, labels)
     trials, covered, percentile = 100, 0, 0
     for trial in range(trials):
