@@ -406,12 +406,17 @@ def test_a_folder_named_like_a_pack(tmp_path, monkeypatch):
         nmjax.load_pack("x")
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"effects": inner}])
+@pytest.fixture(scope="module", params=[lambda inner: [inner], lambda inner: {"effects": inner}])
+def deep(request):
+    """A value inside 100,000 lists or objects."""
+    value = 1
+    for _ in range(100_000):
+        value = request.param(value)
+    return value
+
+
 @pytest.mark.parametrize("place", ["pack", "effects", "parameters", "against"])
-def test_deep_objects_are_refused(wrap, place):
-    deep = 1
-    for _ in range(20_000):
-        deep = wrap(deep)
+def test_deep_objects_are_refused(deep, place):
     spec = {
         "pack": deep,
         "effects": {"effects": deep},
