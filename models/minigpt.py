@@ -35,6 +35,13 @@ def _normalise(x, eps: float):
     return wide * jax.lax.rsqrt(row_sum(wide * wide) / x.shape[-1] + eps)
 
 
+class Dropout(nn.Dropout):
+    """Drops where an rng called `dropout` is given."""
+
+    def __call__(self, x):
+        return super().__call__(x, deterministic=not self.has_rng("dropout"))
+
+
 class LayerNorm(nn.Module):
     """`N(x) * scale + bias`; takes the signal that its sibling reads, and leaves it."""
 
@@ -76,13 +83,12 @@ class Attention(nn.Module):
 
         self.q, self.k, self.v = heads(), heads(), heads()
         self.o = Projection("btnh,nhd->btd", (N, H, D), (D,))
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
 
     def __call__(self, x, ctx: Context, effects: Effects, cache):
         """x [B, T, D] -> what this sublayer adds [B, T, D], and the cache with this chunk's keys and values in it."""
         q = visit(self, "query", self.q(x), ctx, effects)
-        drop = functools.partial(self.dropout, deterministic=not self.has_rng("dropout"))
-        out, cache = attend(self, q, self.k(x), self.v(x), ctx, effects, cache, drop=drop)
+        out, cache = attend(self, q, self.k(x), self.v(x), ctx, effects, cache, drop=self.dropout)
         return self.o(out), cache
 
     def branch(self, x, ctx: Context, cache):
@@ -98,7 +104,7 @@ class Attention(nn.Module):
         scores = jnp.where(earlier[:, None], scores, jnp.finfo(jnp.float32).min)
         own = jnp.einsum("btnh,btnh->bnt", q, own_k, preferred_element_type=jnp.float32)[..., None] * scale
         pattern = jax.nn.softmax(jnp.concatenate([scores, own], axis=-1), axis=-1)
-        pattern = self.dropout(pattern, deterministic=not self.has_rng("dropout")).astype(v.dtype)
+        pattern = self.dropout(pattern).astype(v.dtype)
         out = jnp.einsum("bnts,bnsh->btnh", pattern[..., :-1], v)
         return self.o(out + pattern[..., -1].swapaxes(1, 2)[..., None] * own_v)
 
@@ -111,7 +117,7 @@ class MLP(nn.Module):
         D, F = self.config.embed, self.config.ffw
         hidden = Projection("btd,df->btf", (D, F), (F,), name="up")(x)
         hidden = jax.nn.gelu(hidden, approximate=self.config.gelu == "tanh")
-        hidden = nn.Dropout(self.config.dropout)(hidden, deterministic=not self.has_rng("dropout"))
+        hidden = Dropout(self.config.dropout)(hidden)
         return Projection("btf,fd->btd", (F, D), (D,), name="down")(hidden)
 
 
@@ -125,22 +131,19 @@ class Block(nn.Module):
         eps = self.config.norm_eps
         self.attn_norm, self.mlp_norm = self.norm(eps), self.norm(eps)
         self.attn, self.mlp = Attention(self.config), MLP(self.config)
-        self.dropout = nn.Dropout(self.config.dropout)
-
-    def drop(self, x):
-        return self.dropout(x, deterministic=not self.has_rng("dropout"))
+        self.dropout = Dropout(self.config.dropout)
 
     def __call__(self, x, signal, ctx: Context, effects: Effects, cache):
         x = visit(self, "resid_pre", x, ctx, effects)
         added, cache = self.attn(self.attn_norm(x, signal), ctx, effects, cache)
-        x = x + visit(self, "attn_out", self.drop(added), ctx, effects)
+        x = x + visit(self, "attn_out", self.dropout(added), ctx, effects)
         x = visit(self, "resid_mid", x, ctx, effects)
-        x = x + visit(self, "mlp_out", self.drop(self.mlp(self.mlp_norm(x, signal))), ctx, effects)
+        x = x + visit(self, "mlp_out", self.dropout(self.mlp(self.mlp_norm(x, signal))), ctx, effects)
         return visit(self, "resid_post", x, ctx, effects), cache
 
     def branch(self, x, signal, ctx: Context, cache):
-        x = x + self.drop(self.attn.branch(self.attn_norm(x, signal), ctx, cache))
-        return x + self.drop(self.mlp(self.mlp_norm(x, signal)))
+        x = x + self.dropout(self.attn.branch(self.attn_norm(x, signal), ctx, cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x, signal)))
 
 
 class MiniGPT(nn.Module):
@@ -155,7 +158,7 @@ class MiniGPT(nn.Module):
         self.positions = nn.Embed(c.max_positions, c.embed, embedding_init=_normal)
         self.layers = [Block(c, self.norm) for _ in range(c.layers)]
         self.final_norm = LayerNorm(c.norm_eps)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
         self.set_up_heads()
 
     def set_up_heads(self):
@@ -172,7 +175,7 @@ class MiniGPT(nn.Module):
         x = visit(self, "embed", look_up(self.embed.embedding, tokens), ctx, effects)
         position = jnp.maximum(ctx.q_pos, 0)  # padding has none; what it computes is never read
         x = x + look_up(self.positions.embedding, position)
-        return pin(self.dropout(x, deterministic=not self.has_rng("dropout")))
+        return pin(self.dropout(x))
 
     def run(self, tokens, signal, ctx: Context, effects: Effects, cache: Cache | None):
         """Hidden states [B, T, D] after the final norm under a given signal [B, T, 1], and the layers' new cache."""

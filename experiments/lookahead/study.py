@@ -39,12 +39,16 @@ _FREE = ("results_dir", "save_interval", "checkpoint_interval", "mesh")
 
 @dataclasses.dataclass
 class Trained:
-    """An arm after some of its steps: the history [dict of lists R], parameters [R, ...] and seconds so far."""
+    """An arm after some of its steps: the history [dict of lists R], parameters [R, ...] and seconds so far.
+
+    `tokens` [R] are the held-out ones that it has read at the end.
+    """
 
     arm: Arm
     history: list[Metrics]
     params: Any
     seconds: float
+    tokens: list[dict[str, np.ndarray]] | None = None
 
     def replica(self, r: int) -> Any:
         """Parameters of one seed."""
@@ -76,6 +80,8 @@ class Study:
             self.arms.append(dataclasses.replace(standard, name=EQUAL_FLOPS, steps=whole_calls))
             self.flops[EQUAL_FLOPS] = self.flops[STANDARD]
         plan = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
+        # Intervals decide how many steps a compiled call takes, and so where a run can stop and go on.
+        plan |= {"steps": {arm.name: arm.steps for arm in self.arms}, "steps_per_call": config.scan}
         self.plan = plan | {"data": self.data.fingerprint(), "versions": results.versions()}
         self.folder = pathlib.Path(config.results_dir) / f"run_{results.content_hash(self.plan)[:12]}"
 
@@ -84,8 +90,7 @@ class Study:
         done: dict[str, Trained] = {}
         for arm in self.arms:
             done[arm.name] = self._train(arm, done)
-        tokens = {name: self._read(trained.arm, trained.params) for name, trained in done.items()}
-        return self._results(done, tokens), done
+        return self._results(done, analyse({name: trained.tokens or [] for name, trained in done.items()})), done
 
     def finish(self) -> None:
         """Removes the checkpoints, so that the next run of the same plan starts anew."""
@@ -97,17 +102,20 @@ class Study:
         clock = _Clock(self.folder / f"{arm.name}_seconds.json", self.writes)
         path = pathlib.Path(config.results_dir) / "intermediate_results.json"
 
+        tokens = None
+
         def watch(history, params):
-            step, out = history[-1]["step"], {}
+            nonlocal tokens
+            step = history[-1]["step"]
             last = step == arm.steps
             clock.stop()
             if last or (config.eval_interval and step % config.eval_interval == 0):
-                history[-1] |= (out := _summary(self._read(arm, params)))
+                tokens = self._read(arm, params)
+                history[-1] |= _summary(tokens)
             if self.writes and (last or step % config.save_interval == 0):
                 so_far = before | {arm.name: Trained(arm, history, params, clock.seconds)}
                 save_results(self._results(so_far), path)
             clock.start()
-            return out
 
         clock.start()
         state, history = train(
@@ -123,21 +131,18 @@ class Study:
             watch=watch,
             mesh=self.mesh,
         )
-        params = state.params if self.mesh is None else gather(state.params)
-        return Trained(arm, history, jax.device_get(params), clock.seconds)
+        params = jax.device_get(state.params if self.mesh is None else gather(state.params))
+        if tokens is None:  # it was done before this process began
+            tokens = self._read(arm, params)
+        return Trained(arm, history, params, clock.seconds, tokens)
 
     def _read(self, arm: Arm, params) -> list[dict[str, np.ndarray]]:
         return evaluation.held_out(arm, params, self.data.held_out, self.config.eval_draws, EVALUATION_SEED)
 
-    def _results(
-        self, done: dict[str, Trained], tokens: dict[str, list[dict[str, np.ndarray]]] | None = None
-    ) -> ConfidenceExperimentResults:
-        """The results so far; with the held-out `tokens` of every arm, what they say, too."""
+    def _results(self, done: dict[str, Trained], findings: dict[str, Any] | None = None) -> ConfidenceExperimentResults:
+        """The results so far; with what the held-out tokens of all arms say, once they are there."""
         by_arm = {
-            name: {
-                str(seed): [self._result(trained, r, seed, tokens[name][r] if tokens else None)]
-                for r, seed in enumerate(self.config.seeds)
-            }
+            name: {str(seed): [self._result(trained, r, seed)] for r, seed in enumerate(self.config.seeds)}
             for name, trained in done.items()
         }
         config = dataclasses.asdict(self.config)
@@ -158,11 +163,11 @@ class Study:
                 "held_out_tokens": self.data.held_out_tokens,
                 "evaluated_tokens": sum(batch[:, 2:].size for batch in self.data.held_out),
             },
-            findings=analyse(tokens) if tokens else {},
+            findings=findings or {},
             identity=results.run_identity(NAME, config, {str(seed): seed for seed in self.config.seeds}, hashes),
         )
 
-    def _result(self, trained: Trained, r: int, seed: int, tokens: dict[str, np.ndarray] | None) -> TrainingResult:
+    def _result(self, trained: Trained, r: int, seed: int) -> TrainingResult:
         arm, history = trained.arm, [{k: v if k == "step" else v[r] for k, v in rec.items()} for rec in trained.history]
         schedule = make_schedule(self.config.recipe(arm.steps))
         evaluated = [
@@ -194,7 +199,8 @@ class Study:
         if arm.name not in (CONFIDENCE, UNTOLD):
             return TrainingResult(**common)
         sample: dict[str, list[float]] = {}
-        if tokens is not None:
+        if trained.tokens is not None:
+            tokens = trained.tokens[r]
             chosen = np.random.default_rng(0).permutation(len(tokens["actual"]))[:SAMPLE]
             sample = {name: tokens[name][chosen].tolist() for name in ("predicted", "actual")}
         return ConfidenceTrainingResult(

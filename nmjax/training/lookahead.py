@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from nmjax.interventions.effect import Context, plain_context
 from nmjax.sampling import draw as draw_token
-from nmjax.training.loop import next_token_loss, token_losses
+from nmjax.training.loop import token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +169,7 @@ def two_pass_training_step(
     ctx = plain_context(tokens_t)
     hidden, confidence, cache, dropout = _first_pass(module, params, tokens_t, prev_conf, ctx, L + 1, key, detach)
     logits = module.apply({"params": params}, hidden[:, -1:], method="unembed")[:, 0]
-    ones = jnp.ones((B, 1), jnp.float32)
-    loss_lm = next_token_loss(logits[:, None], tokens_t_plus_1[:, None], ones)
+    loss_lm = jnp.mean(token_losses(logits, tokens_t_plus_1))
 
     frozen, cache, told, logits = jax.lax.stop_gradient((params, cache, confidence[:, -1:], logits))
     choice = draw_token(logits, jax.random.uniform(jax.random.fold_in(key, 1), (B,))) if draw is None else draw

@@ -250,7 +250,8 @@ def train(
     Raises:
         FloatingPointError: if a loss stops being finite, at the next record.
         ValueError: if the mesh does not divide a parameter or the batch, processes were given different data, or there
-            are checkpoints but none that can be used (see `Checkpoints.load`) or one of another `identity`.
+            are checkpoints but none that can be used (see `Checkpoints.load`), one of another `identity`, or one from
+            which `config.steps` can't be reached.
     """
     optimizer = make_optimizer(config) if optimizer is None else optimizer
 
@@ -292,6 +293,10 @@ def train(
             data.set_state(notes["data"])
 
     first = done = int(np.ravel(state.step)[0])
+    if done > config.steps or (config.steps - done) % config.scan:
+        raise ValueError(
+            f"steps={config.steps} can't be reached from the checkpoint of step {done} by scan={config.scan}"
+        )
     label = progress if isinstance(progress, str) else None
     silent = not progress or jax.process_index() > 0
     bar = tqdm(total=config.steps, initial=done, unit="step", desc=label, disable=silent, mininterval=1.0)

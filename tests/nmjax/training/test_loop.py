@@ -226,3 +226,11 @@ def test_records_are_of_the_steps_they_name_and_watch_sees_its_moment():
     _, every = train(loss_fn, initial(), Points(), dataclasses.replace(CONFIG, log_every=1), progress=False)
     for record in history:
         assert record["loss"] == pytest.approx(every[record["step"] - 1]["loss"], rel=1e-5)
+
+
+def test_a_checkpoint_that_whole_calls_do_not_lead_to_the_end_from_is_refused(tmp_path):
+    train(loss_fn, initial(), Points(), CONFIG, checkpoints=Checkpoints(tmp_path), progress=False)
+    for changes in ({"steps": 12}, {"steps": 32, "scan": 16}):
+        other = dataclasses.replace(CONFIG, **changes)
+        with pytest.raises(ValueError, match="can't be reached from the checkpoint of step 24"):
+            train(loss_fn, initial(), Points(), other, checkpoints=Checkpoints(tmp_path), progress=False)
