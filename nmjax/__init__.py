@@ -29,6 +29,7 @@ from nmjax.interventions.sampler import (
     top_k,
     top_p,
 )
+from nmjax.interventions.span import steer_span
 from nmjax.interventions.steering import ablate, clamp_projection, soft_projection, steer, steer_placebo
 from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
@@ -88,6 +89,7 @@ __all__ = [
     "static",
     "steer",
     "steer_placebo",
+    "steer_span",
     "stride_kv",
     "temperature",
     "top_k",

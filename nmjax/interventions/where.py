@@ -165,13 +165,10 @@ class Where(flax.struct.PyTreeNode):
           prompt_len: int32 [B], the preface included.
           preface: int32 [B, 2], its first position and its length; None: there is none.
         """
-        preface = jnp.zeros((len(position), 2), jnp.int32) if preface is None else preface
         end = prompt_len[:, None]
         written = position - end
-        start, length = preface[:, :1], preface[:, 1:]
-        hidden = (position >= start) & (position < start + length)
-        place = jnp.where(position < start, position, position - length)  # in the prompt as its author wrote it
-        visible_len = prompt_len - preface[:, 1]
+        hidden, place = place_in_prompt(position, preface)
+        visible_len = prompt_len if preface is None else prompt_len - preface[:, 1]
 
         def pick(prompt, generation):
             in_prompt = jnp.where(hidden, prompt.everything[:, None], prompt.hits(place, visible_len, tokens))
@@ -190,6 +187,18 @@ class Where(flax.struct.PyTreeNode):
                 raise ValueError(
                     f"{argument}: prompt_window ({start}, {stop}) holds none of the prompt's {prompt_len} tokens"
                 )
+
+
+def place_in_prompt(position, preface=None):
+    """bool [B, T]: is a token of the hidden preface? int32 [B, T]: its place in the prompt as its author wrote it.
+
+    position: int32 [B, T]; preface: int32 [B, 2], its first position and its length; None: there is none.
+    """
+    if preface is None:
+        return jnp.zeros(position.shape, bool), position
+    start, length = preface[:, :1], preface[:, 1:]
+    hidden = (position >= start) & (position < start + length)
+    return hidden, jnp.where(position < start, position, position - length)
 
 
 def everywhere() -> Where:

@@ -60,7 +60,8 @@ EXAMPLES = {
     "scale_qk": (2.0,), "scale_heads": (2.0,), "mask_heads": ([0],), "oscillate_attention": (),
     "anchor_attention": (1.0,), "bias_positions": (1.0,), "window_kv": (8,), "stride_kv": (2,),
     "segment_kv": (), "decay_segments": (),
-    "steer": ([1.0],), "steer_placebo": ("random",), "ablate": ([1.0],), "clamp_projection": ([1.0], 1.0),
+    "steer": ([1.0],), "steer_placebo": ("random",), "steer_span": ([1.0], 2.0),
+    "ablate": ([1.0],), "clamp_projection": ([1.0], 1.0),
     "soft_projection": (0.5,), "gain_layers": (0.5,), "add_noise": (0.5,), "jitter_embeddings": (0.5,),
     "drop_tokens": (0.5,), "temperature": (2.0,), "pulse_temperature": (0.5,), "top_p": (0.5,), "top_k": (3,),
     "min_p": (0.1,), "frequency_penalty": (1.0,), "presence_penalty": (1.0,), "repetition_penalty": (1.0,),
@@ -84,7 +85,8 @@ RANGES = {  # transform -> arguments just outside the documented range
     "temperature": [(0.0,)], "pulse_temperature": [(0.5, 5, 6), (0.5, 5, 0), (0.5, 5, 5, 0.0)],
     "top_p": [(0.0,), (1.1,)], "top_k": [(-1,), (1.5,)], "min_p": [(-0.1,), (1.1,)], "bias_tokens": [([], 1.0)],
     "contrast": [(None, -0.1)], "preface": [("",)], "use_adapter": [("",)], "anchor_attention": [(1.0, 0)],
-    "oscillate_attention": [(0.2, "sine", 0.1, 1.9)], "steer": [([0.0],)], "ablate": [([0.0],)],
+    "oscillate_attention": [(0.2, "sine", 0.1, 1.9)], "steer": [([0.0],)], "steer_span": [([0.0], 1.0)],
+    "ablate": [([0.0],)],
 }  # fmt: skip
 
 

@@ -62,6 +62,8 @@ SPECIMENS = {
     "pulse": nmjax.pulse_temperature(0.5, period=4, width=2),
     "presence penalty": nmjax.presence_penalty(1.5),
     "contrast": nmjax.contrast(nmjax.scale_qk(0.2), 0.6),
+    "steer a span": nmjax.steer_span(WIDE, 2.0, layers=[1], span=(1, 4)),
+    "steer each token": nmjax.steer_span([WIDE, OTHER, WIDE], 2.0, span=(0, 3)),
 }
 # Where the dose moves a threshold (a cut, a window, a chance), the derivative is 0 wherever it exists, so property (iv)
 # can't hold.

@@ -1,0 +1,1 @@
+"""What the models are asked, one suite a file; see `experiments.introspecting.subjects.Suite`."""
