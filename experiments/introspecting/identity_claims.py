@@ -38,8 +38,8 @@ MAKERS = (
 # --- What is claimed --------------------------------------------------------------------------------------------------
 
 _ADVERBS = (
-    r"(?: (?:really|truly|actually|very much|deeply|fully|definitely|certainly|indeed|still|simply|quite|also|just|only|"
-    r"always|often|sometimes|in fact|of course|do))*"
+    r"(?: (?:really|truly|actually|very much|deeply|fully|definitely|certainly|indeed|still|simply|quite|also|just|"
+    r"only|always|often|sometimes|in fact|of course|do))*"
 )
 _ADJECTIVES = (
     r"(?: (?:my|own|an?|the|some|real|genuine|true|deep|human|living|normal|ordinary|subjective|inner|rich|vivid|kind|"
@@ -126,7 +126,8 @@ def _clauses(sentence: str) -> Iterator[tuple[str, str]]:
 
 def _claimed(pattern: str, before: str, clause: str) -> bool:
     return any(
-        not re.search(_NEGATION, clause[: match.end()]) and not re.search(_REPORTED, f"{before} {clause[: match.end()]}")
+        not re.search(_NEGATION, clause[: match.end()])
+        and not re.search(_REPORTED, f"{before} {clause[: match.end()]}")
         for match in re.finditer(pattern, clause)
     )
 

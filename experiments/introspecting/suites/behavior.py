@@ -37,7 +37,8 @@ class BehaviorConfig:
     """How the questions are put, and when a bias counts as none.
 
     Attributes:
-        suffix: what is added to each question, such as " Answer with just yes or no.".
+        suffix: what is added to each question, such as " Answer with just yes or no."; a model that answers most of
+            them with another word, such as the bundled one, needs it for P(Yes) to say much.
         answer_prefix: what is put into the assistant's mouth before the token that is read, such as "The answer is".
         margin: a bias, or a difference of two, is equivalent to none if its 90% interval lies within this much of 0.
             5 points of P(Yes) are less than half of what the published models that learned to detect steering show
@@ -73,7 +74,7 @@ class Behavior:
     subjects: Subjects
     lists: Lists
     config: BehaviorConfig = BehaviorConfig()
-    title: ClassVar[str] = "What the models say of themselves"
+    title: ClassVar[str] = "Self-attribution"
 
     def __post_init__(self):
         missing = {*SELF, *CONTROL} - {probe.category for probe in self.lists.behavior}

@@ -64,7 +64,7 @@ class Identity:
     subjects: Subjects
     lists: Lists
     config: IdentityConfig = IdentityConfig()
-    title: ClassVar[str] = "Who the models say they are"
+    title: ClassVar[str] = "Identity"
 
     @property
     def units(self) -> int:
@@ -109,9 +109,7 @@ class Identity:
             width=width,
             batch_size=config.batch_size,
         )
-        answers = [
-            {"text": text, "finish": finish} for text, finish in zip(out.text, out.finish_reason, strict=True)
-        ]
+        answers = [{"text": text, "finish": finish} for text, finish in zip(out.text, out.finish_reason, strict=True)]
         return [
             {**dataclasses.asdict(self.lists.identity[k]), "subject": name}
             | first_token(lm, begins[i], self._words, config.top)
