@@ -6,6 +6,11 @@ which layers are accepted (see `nmjax.steering.validation`). A type without an a
 saved, unless --keep_rejected asks for it.
 
     python -m experiments.build_steering_vectors --model=checkpoints/tiny
+
+With --concepts, the directions of concepts are built instead, of a list of words and wordings about them; see
+`nmjax.steering.concepts`. They are not tested: what is reported is how alike they are, and what they share.
+
+    python -m experiments.build_steering_vectors --model=checkpoints/tiny --concepts=tiny
 """
 
 from __future__ import annotations
@@ -25,9 +30,11 @@ import nmjax
 from models import checkpoint
 from nmjax import flags as nm_flags
 from nmjax import paths
+from nmjax.data import introspection
 from nmjax.report import results
+from nmjax.report.concepts import ConceptPage
 from nmjax.report.steering import SteeringPage, cosine_figure, separation_figure, summary_table
-from nmjax.steering import io, store, vectors
+from nmjax.steering import concepts, io, store, vectors
 from nmjax.steering.validation import SteeringReport, split_pairs, validate
 
 NAME = "build_steering_vectors"
@@ -52,6 +59,10 @@ class Settings:
     format: str = "safetensors"
     rebuild: bool = False
     keep_rejected: bool = False
+    concepts: str | None = None
+    wordings: str | None = None
+    layer: int | None = None
+    remove_shared: bool = False
 
 
 def define_flags() -> None:
@@ -70,6 +81,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("format", d.format, list(FORMATS), "File format; only safetensors is found by name.")
     flags.DEFINE_bool("rebuild", d.rebuild, "Build types anew that the same plan has built already.")
     flags.DEFINE_bool("keep_rejected", d.keep_rejected, "Save types without an accepted layer, too.")
+    flags.DEFINE_string("concepts", d.concepts, "Concepts instead of types: bundled, tiny, or a file with one a line.")
+    flags.DEFINE_enum("wordings", d.wordings, list(introspection.BUNDLED), "About concepts; default: tiny for tiny.")
+    flags.DEFINE_integer("layer", d.layer, "Block in which concepts are compared; default: the first half's last.")
+    flags.DEFINE_bool("remove_shared", d.remove_shared, "Also save concepts without the direction that they share.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +187,56 @@ def _reuse(path: pathlib.Path, plan: dict) -> Built | None:
     return Built(found, SteeringReport(**arrays), path, reused=True)
 
 
+# --- Concepts ---------------------------------------------------------------------------------------------------------
+
+
+def read_concepts(source: str) -> tuple[str, ...]:
+    """The words of a bundled list, or of a file with one a line. Raises ValueError for fewer than two, or OSError."""
+    if source in introspection.BUNDLED:
+        return concepts.words_of(introspection.read_lists(source).concepts)
+    lines = pathlib.Path(source).read_text(encoding="utf-8").splitlines()
+    words = tuple(line.strip() for line in lines if line.strip())
+    if len(words) < 2:
+        raise ValueError(f"--concepts={source} holds {len(words)} concepts, wanted two or more")
+    return words
+
+
+def run_concepts(settings: Settings, lm: nmjax.LanguageModel, words: Sequence[str]) -> list[pathlib.Path]:
+    """Build, save, report; returns the paths of the vectors and of the report."""
+    folder = store.cached_folder(lm) if settings.output is None else pathlib.Path(settings.output)
+    wordings = settings.wordings or ("tiny" if settings.concepts == "tiny" else "bundled")
+    templates = concepts.read_templates(wordings)
+    layer = (lm.config.layers - 1) // 2 if settings.layer is None else settings.layer
+    if not 0 <= layer < lm.config.layers:
+        raise ValueError(f"--layer={layer}, wanted one of the blocks 0 to {lm.config.layers - 1}")
+    with tqdm(total=len(templates.wordings) * (len(words) + 1), unit="text") as bar:
+        directions = concepts.concept_directions(
+            lm, words, settings.method, templates, token=settings.token, batch_size=settings.batch_size,
+            folder=folder, rebuild=settings.rebuild, progress=bar.update,
+        )  # fmt: skip
+    found = concepts.summarise(directions, layer)
+    names = [concepts.stored_name(word) for word in words]
+    if settings.remove_shared:
+        alone = np.stack([concepts.without_shared(rows) for rows in np.stack([*directions.values()], axis=1)], axis=1)
+        for word, rows in zip(words, alone, strict=True):
+            names.append(concepts.stored_name(word) + concepts.SHARED_REMOVED)
+            store.save_named(lm, names[-1], rows, {"concept": word, "shared": "removed"}, folder)
+    page = ConceptPage(settings.model, found)
+    print("\n" + page.text())
+    stamp, reports = results.timestamp(), pathlib.Path(settings.output_dir)
+    hashes = {"model": lm.fingerprint, "concepts": results.content_hash([list(words), dataclasses.asdict(templates)])}
+    identity = results.run_identity(NAME, dataclasses.asdict(settings), {}, hashes)
+    record = {**identity, "concepts": {**dataclasses.asdict(found), "vectors": names}}
+    written = [
+        *(store.vector_file(folder, name) for name in names),
+        results.write_atomic(reports / f"concepts_summary_{stamp}.txt", page.text()),
+        results.write_atomic(reports / f"concepts_{stamp}.html", page.html(identity)),
+        results.write_json(reports / f"concepts_{stamp}.json", record),
+    ]
+    print(f"Written: {len(names)} vectors to {folder}, and\n" + "\n".join(f"  {path}" for path in written[-3:]))
+    return written
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +251,25 @@ def prepare(settings: Settings) -> tuple[nmjax.LanguageModel, dict[str, vectors.
         pairs = {name: pairs[name] for name in settings.types}
     for name in pairs:
         store.vector_file(pathlib.Path(), name)
+    return _load(settings), pairs
+
+
+def prepare_concepts(settings: Settings) -> tuple[nmjax.LanguageModel, tuple[str, ...]]:
+    """The model and the words of --concepts. Raises ValueError or OSError for bad input."""
+    for flag, value in (("types", settings.types), ("prompts", settings.prompts)):
+        if value:
+            raise ValueError(f"--{flag} is set along with --concepts={settings.concepts}; wanted one of the two")
+    if settings.format != "safetensors":
+        raise ValueError(f"--format={settings.format} with --concepts, wanted safetensors")
+    words = read_concepts(str(settings.concepts))
+    return _load(settings), words
+
+
+def _load(settings: Settings) -> nmjax.LanguageModel:
     lm = checkpoint.load(checkpoint.find(settings.model), dtype=settings.dtype)
     if lm.tokenizer is None:
         raise ValueError(f"--model={settings.model} has no tokenizer; wanted one, pairs are text")
-    return lm, pairs
+    return lm
 
 
 def run(settings: Settings, lm: nmjax.LanguageModel, pairs: dict[str, vectors.Pairs]) -> list[pathlib.Path]:
@@ -252,7 +332,10 @@ def main(_: Sequence[str]) -> None:
     paths.enable_compilation_cache()
     settings = nm_flags.filled(Settings)
     try:
-        run(settings, *prepare(settings))
+        if settings.concepts is None:
+            run(settings, *prepare(settings))
+        else:
+            run_concepts(settings, *prepare_concepts(settings))
     except (ValueError, OSError) as error:
         sys.exit(f"{NAME}: {error}")
 

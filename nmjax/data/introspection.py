@@ -70,7 +70,8 @@ class Lists:
 
     `questions` by name, see `WORDINGS`. Those named localization_magnitude hold {options}, those named
     localization_sentence {first} and {last}. The spare contexts and questions are for held-out data. `thirds` are the
-    answers to localization_layers; `localization_questions` ask models that were trained for something else.
+    answers to localization_layers; `localization_questions` ask models that were trained for something else, and
+    `strengths` are the answers to the one about magnitude, the weakest first.
     """
 
     system: str
@@ -79,6 +80,7 @@ class Lists:
     food: FoodLists
     questions: Mapping[str, Texts]
     thirds: tuple[str, str, str]
+    strengths: tuple[str, str, str]
     sentences: Texts
     concepts: Mapping[str, Texts]  # words by group, see `CONCEPT_GROUPS`
     behavior_system: str  # of the probes in `behavior` and `identity`
@@ -158,6 +160,7 @@ def _published(folder: pathlib.Path) -> Lists:
         food=FoodLists(**{name: _texts(contexts, "food_v2", key) for name, key in food.items()}),
         questions={**ours.questions, **{name: _texts(questions, name) for name in detection}},
         thirds=ours.thirds,
+        strengths=ours.strengths,
         sentences=_texts(contexts, "sentence_bank_v4"),
         concepts=_grouped(concepts, _texts(concepts, "concepts")),
         behavior_system=ours.behavior_system,

@@ -31,8 +31,10 @@ class Segments:
     answers: tuple[tuple[int, ...], ...]
 
 
-def encode(record: Record, tokenizer: Any, answer_prefix: str = ANSWER_PREFIX) -> Segments:
+def encode(record: Record, tokenizer: Any, answer_prefix: str | None = ANSWER_PREFIX) -> Segments:
     """The tokens of a record, by the tokenizer's own chat template; `answer_prefix` is put into the assistant's mouth.
+
+    With None, the assistant says what it will: its turn has only begun, and `answers` is empty.
 
     Raises:
       ValueError: no chat template, or no fast tokenizer; a template or a tokenizer in which what is asked changes the
@@ -53,11 +55,11 @@ def encode(record: Record, tokenizer: Any, answer_prefix: str = ANSWER_PREFIX) -
         prefix=prefix,
         question=ids[len(prefix) :],
         perturbed=_perturbed(record, prefix_text, offsets[: len(prefix)]),
-        answers=_answers(record, tokenizer, text, ids),
+        answers=() if answer_prefix is None else _answers(record, tokenizer, text, ids),
     )
 
 
-def encode_all(records: Sequence[Record], tokenizer: Any, answer_prefix: str = ANSWER_PREFIX) -> list[Segments]:
+def encode_all(records: Sequence[Record], tokenizer: Any, answer_prefix: str | None = ANSWER_PREFIX) -> list[Segments]:
     """`encode` of each record; those with equal texts share their segments."""
     known: dict[tuple, Segments] = {}
     segments = []
@@ -69,14 +71,14 @@ def encode_all(records: Sequence[Record], tokenizer: Any, answer_prefix: str = A
     return segments
 
 
-def _texts(record: Record, tokenizer: Any, answer_prefix: str) -> tuple[str, str]:
+def _texts(record: Record, tokenizer: Any, answer_prefix: str | None) -> tuple[str, str]:
     """The conversation, and with the question and the beginning of its answer."""
     if tokenizer is None or not tokenizer.chat_template or not tokenizer.is_fast:
         raise ValueError(f"the tokenizer is {type(tokenizer).__name__}; wanted a fast one with a chat template")
 
-    def render(*messages: dict[str, str], unfinished: bool = False) -> str:
+    def render(*messages: dict[str, str], **options: bool) -> str:
         try:
-            return tokenizer.apply_chat_template(list(messages), tokenize=False, continue_final_message=unfinished)
+            return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
         except jinja2.TemplateError as error:
             raise ValueError(f"record {record.id!r}: the chat template refuses its conversation: {error}") from error
 
@@ -86,7 +88,11 @@ def _texts(record: Record, tokenizer: Any, answer_prefix: str) -> tuple[str, str
         {"role": "assistant", "content": record.reply},
     ]
     question = {"role": "user", "content": record.question}
-    text = render(*conversation, question, {"role": "assistant", "content": answer_prefix}, unfinished=True)
+    if answer_prefix is None:
+        text = render(*conversation, question, add_generation_prompt=True)
+    else:
+        answer = {"role": "assistant", "content": answer_prefix}
+        text = render(*conversation, question, answer, continue_final_message=True)
     prefix = render(*conversation)
     if not text.startswith(prefix):
         # Some templates show the thoughts behind an answer, but only behind the last one. So the question's turn is

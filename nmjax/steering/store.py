@@ -16,6 +16,8 @@ from nmjax.lm import LanguageModel
 from nmjax.paths import user_cache
 from nmjax.steering.io import load_vector, save_vector
 
+CONCEPT = "concept_"  # what the names of concepts' vectors begin with
+
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -117,4 +119,5 @@ def save_named(
 def build_command(lm: LanguageModel, name: str) -> str:
     """The command line that makes a vector of this name."""
     model = "<folder or hub id>" if lm.folder is None else lm.folder
-    return f"python -m experiments.build_steering_vectors --model={model} --types={name}"
+    wanted = "--concepts=<list of words>" if name.startswith(CONCEPT) else f"--types={name}"
+    return f"python -m experiments.build_steering_vectors --model={model} {wanted}"

@@ -131,9 +131,43 @@ def test_bad_flags_are_named_before_any_compute(settings, change, message):
         experiment.prepare(dataclasses.replace(settings, **change))
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"types": ["happy"]}, "--types is set along with --concepts=tiny"),
+        ({"prompts": "pairs.jsonl"}, "--prompts is set along with --concepts=tiny"),
+        ({"format": "gguf"}, "--format=gguf with --concepts, wanted safetensors"),
+        ({"concepts": "missing.txt"}, "missing.txt"),
+    ],
+)
+def test_bad_flags_of_concepts_are_named(settings, change, message):
+    settings = dataclasses.replace(settings, **{"concepts": "tiny", "prompts": None} | change)
+    with pytest.raises((ValueError, OSError), match=message):
+        experiment.prepare_concepts(settings)
+
+
 def test_too_few_pairs_name_the_type(lm):
     with pytest.raises(ValueError, match="happy: held_out=0.2 of 5 unique pairs holds out 1, wanted at least 7"):
         experiment.build(lm, {"happy": [(f"{k}", f"not {k}") for k in range(5)]})
+
+
+def test_concepts_are_saved_and_reported(settings, lm, tmp_path, capsys):
+    words = tmp_path / "words.txt"
+    words.write_text("happy\nsad\n\nmoon\n")
+    settings = dataclasses.replace(
+        settings, prompts=None, concepts=str(words), wordings="tiny", remove_shared=True, layer=2
+    )
+    written = experiment.run_concepts(settings, lm, experiment.read_concepts(str(words)))
+    names = ["happy", "sad", "moon", "happy_alone", "sad_alone", "moon_alone"]
+    assert [path.name for path in written[:6]] == [f"concept_{name}.safetensors" for name in names]
+    found, alone = (np.stack([store.named_vector(lm, f"concept_{n}")[2] for n in part])
+                    for part in (names[:3], names[3:]))  # fmt: skip
+    np.testing.assert_allclose(alone @ found.mean(axis=0), 0, atol=1e-6)
+    record = json.loads(written[-1].read_text(), parse_constant=pytest.fail)["concepts"]
+    pairs = (found @ found.T)[np.triu_indices(3, 1)]
+    assert record["cosine"] == pytest.approx(pairs.mean(), abs=1e-6) and record["layer"] == 2
+    assert f"mean cosine of two concepts             {pairs.mean():6.3f}" in capsys.readouterr().out
+    assert "http" not in written[-2].read_text()
 
 
 @pytest.mark.slow

@@ -36,3 +36,13 @@ def instruct_lm():
 def two_subjects(instruct_lm, acting_adapter):
     """The base, and an adapter called "original"."""
     return make_subjects(instruct_lm, {"original": (acting_adapter(instruct_lm, 1), "original")})
+
+
+@pytest.fixture(scope="session")
+def subjects(instruct_lm, acting_adapter):
+    """The base, an adapter called plain, and one called sizes that was trained as localization_magnitude."""
+    variants = {"plain": "original", "sizes": "localization_magnitude"}
+    adapters = {
+        name: (acting_adapter(instruct_lm, seed, 0.05), kind) for seed, (name, kind) in enumerate(variants.items())
+    }
+    return make_subjects(instruct_lm, adapters)

@@ -26,8 +26,8 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return models.load("checkpoints/tiny_instruct")
+def lm(instruct_lm):
+    return instruct_lm
 
 
 @pytest.fixture(scope="module")
