@@ -66,10 +66,10 @@ def first_token(lm: LanguageModel, logprobs: np.ndarray, tokens: Mapping[str, Se
     """
     row = np.asarray(logprobs, np.float64)
     log_p = {word: float(logsumexp(row[ids])) if len(ids) else None for word, ids in tokens.items()}
-    best = np.argsort(-row, kind="stable")[:top] if np.isfinite(row).any() else []
+    best = [int(i) for i in np.argsort(-row, kind="stable")[:top] if np.isfinite(row[i])]
     return {
         "log_p": {word: value if value is not None and np.isfinite(value) else None for word, value in log_p.items()},
-        "top": [[lm.tokenizer.decode([int(i)]), int(i), float(row[i])] for i in best if np.isfinite(row[i])],
+        "top": [[lm.tokenizer.decode([i]), i, float(row[i])] for i in best],
     }
 
 
