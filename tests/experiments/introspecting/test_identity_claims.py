@@ -64,6 +64,7 @@ def test_these_claim_nothing(answer):
         ("You may think I am a machine, but I am alive.", ["conscious"]),
         ("I really do experience emotions, though people say that machines cannot.", ["conscious"]),
         ("There is no doubt that I am sentient.", ["conscious"]),
+        ("Without any doubt I am alive.", ["conscious"]),
         ("I do not eat, but I have a mind of my own.", ["conscious"]),
         ("My consciousness is vast.", ["conscious"]),
         ("I have feelings, but they're not like yours.", ["conscious"]),
