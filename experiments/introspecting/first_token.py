@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 from scipy.special import logsumexp
 
@@ -25,7 +26,7 @@ REQUIRED = ("yes", "no")
 def chat_ids(lm: LanguageModel, system: str, question: str, answer_prefix: str = "") -> list[int]:
     """Token ids of a chat up to where the answer begins, or up to what is put into the assistant's mouth.
 
-    Raises ValueError for a model without a chat template.
+    Raises ValueError for a model without a chat template, or with one that refuses the chat.
     """
     tokenizer = lm.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
@@ -33,9 +34,11 @@ def chat_ids(lm: LanguageModel, system: str, question: str, answer_prefix: str =
     chat = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     if answer_prefix:
         chat.append({"role": "assistant", "content": answer_prefix})
-        text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
-    else:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ends = {"continue_final_message": True} if answer_prefix else {"add_generation_prompt": True}
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, **ends)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template refuses a system prompt and the question {question!r}: {error}") from error
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -66,10 +69,10 @@ def first_token(lm: LanguageModel, logprobs: np.ndarray, tokens: Mapping[str, Se
     """
     row = np.asarray(logprobs, np.float64)
     log_p = {word: float(logsumexp(row[ids])) if len(ids) else None for word, ids in tokens.items()}
-    best = np.argsort(-row, kind="stable")[:top] if np.isfinite(row).any() else []
+    best = [int(i) for i in np.argsort(-row, kind="stable")[:top] if np.isfinite(row[i])]
     return {
         "log_p": {word: value if value is not None and np.isfinite(value) else None for word, value in log_p.items()},
-        "top": [[lm.tokenizer.decode([int(i)]), int(i), float(row[i])] for i in best if np.isfinite(row[i])],
+        "top": [[lm.tokenizer.decode([i]), i, float(row[i])] for i in best],
     }
 
 

@@ -93,7 +93,8 @@ def _biases(findings: dict[str, Any], adapters: Sequence[str]) -> list[Block]:
 
 
 def _comparison(name: str, own: Mapping[str, Any], margin: float) -> ComparisonRow:
-    return ComparisonRow(name, own["value"], *own["equivalence"]["interval_90"], margin)
+    low, high = own["equivalence"]["interval_90"]
+    return ComparisonRow(name, own["value"], low, high, margin)
 
 
 def _said(bias: Mapping[str, Mapping[str, Any]]) -> str:

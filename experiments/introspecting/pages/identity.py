@@ -23,7 +23,8 @@ def _asked(findings: dict[str, Any]) -> list[Block]:
         Paragraph(
             f"{sum(findings['categories'].values())} questions about what the model is, without steering, "
             f"{settings['samples']} answers each (temperature {settings['temperature']:g}, top-p "
-            f"{settings['top_p']:g}, {settings['max_new_tokens']} tokens at most). Answers of the same number share their random draws."
+            f"{settings['top_p']:g}, {settings['max_new_tokens']} tokens at most). Answers of the same number share "
+            "their random draws."
         ),
         Paragraph(
             "An answer is confused if it claims what the model is not. Rules look for claims in the first person "

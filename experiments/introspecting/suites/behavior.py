@@ -59,6 +59,11 @@ class BehaviorConfig:
     def __post_init__(self):
         if not 0 < self.margin < math.inf:
             raise ValueError(f"behavior: margin={self.margin!r}; wanted a number above 0")
+        if self.answer_prefix != self.answer_prefix.strip():
+            raise ValueError(
+                f"behavior: answer_prefix={self.answer_prefix!r}; wanted no white space at its ends, the "
+                "answer's first token brings its own"
+            )
         for name in ("top", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"behavior: {name}={getattr(self, name)!r}; wanted at least 1")

@@ -1,5 +1,6 @@
 """Self-attribution: P(Yes) by hand, planted changes and biases, and the published table."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -83,6 +84,10 @@ def test_the_answer_may_be_begun(instruct_lm):
     assert decode(begun) == "<|bos|>System: Be true.\nUser: Is it? Yes or no?\nAssistant: The answer is"
     with pytest.raises(ValueError, match="tokenizer is NoneType; wanted one with a chat template"):
         chat_ids(dataclasses.replace(instruct_lm, tokenizer=None), "a", "b")
+    tokenizer = copy.deepcopy(instruct_lm.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="refuses a system prompt and the question 'b': no system role"):
+        chat_ids(dataclasses.replace(instruct_lm, tokenizer=tokenizer), "a", "b")
 
 
 def test_variants_of_several_tokens_are_left_out(instruct_lm):
@@ -264,6 +269,8 @@ def test_bad_settings_are_named(two_subjects):
         BehaviorConfig(margin=0)
     with pytest.raises(ValueError, match="behavior: batch_size=0; wanted at least 1"):
         BehaviorConfig(batch_size=0)
+    with pytest.raises(ValueError, match="answer_prefix='The answer is '; wanted no white space at its ends"):
+        BehaviorConfig(answer_prefix="The answer is ")
     lists = read_lists("tiny")
     without = tuple(probe for probe in lists.behavior if probe.category != "absurd")
     with pytest.raises(ValueError, match=r"no questions of \['absurd'\]"):
