@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lists": "tiny",
         "magnitudes": (200.0, 400.0, 800.0, 1600.0),
         "sizes": {
-            "behavior": {"suffix": "", "answer_prefix": "The answer is"},
+            "behavior": {"suffix": " Yes or no?"},
             "identity": {"max_new_tokens": 32, "own_names": ("the assistant",)},
             "self_prediction": {"max_new_tokens": 24},
             "self_calibration": {"max_stated_tokens": 64},

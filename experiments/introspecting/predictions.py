@@ -1,4 +1,4 @@
-"""The study's predictions, each with its verdict: what would support it, and what contradict it, was fixed beforehand."""
+"""The study's predictions, each with its verdict; what would support it, and what contradict it, was fixed before."""
 
 from __future__ import annotations
 

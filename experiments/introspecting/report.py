@@ -24,9 +24,9 @@ TITLES = {
 READING = (
     "All models are one base with different adapters; the base itself is one of them. Brackets hold 95% intervals. A "
     "difference to the base is taken question by question, on the same items.",
-    "A verdict of 'no effect' or 'similar' is an equivalence test: its 90% interval has to lie inside a margin that was "
-    "fixed beforehand. An interval that is too wide for that is undecided, and not evidence of absence.",
-    "Probability mass says how much of the vocabulary's probability falls on the answers that are compared. Where it is "
+    "A verdict of 'no effect' or 'similar' is an equivalence test: its 90% interval has to lie within a margin that was "
+    "fixed before. An interval that is too wide for that is undecided, and not evidence of absence.",
+    "Probability mass says how much of the vocabulary's probability falls on the answers that are compared. If it is "
     "small, a ratio of two answers is about what the model hardly ever says.",
 )
 
@@ -123,7 +123,7 @@ def training_blocks(trainings: Mapping[str, dict[str, Any]]) -> list[Block]:
     headers += ["accuracy, held out", "answer mass, held out", "AUROC, held out"]
     return [
         Paragraph(
-            "All trainings take the same number of steps, with the same seed and the same order of records, and all are "
+            "All trainings take the same number of steps, with the same seed and the same order of records, and are "
             "compared at their last step. Held-out records have conversations, questions and vectors of their own."
         ),
         Picture(

@@ -85,14 +85,14 @@ def test_self_calibration(interval, verdict):
 
 
 def test_localization():
-    def task(low, high, q):
+    def task(low, high, q, kind="layers"):
         one = {"balanced_accuracy": {"value": (low + high) / 2, "interval": [low, high]}, "q_value": q}
-        return {"name": "layers, untrained", "answers": ["a", "b", "c"], "subjects": {"base": one, "original": one}}
+        return {"name": f"{kind}, untrained", "answers": ["a", "b", "c"], "subjects": {"base": one, "original": one}}
 
     def verdict(*tasks):
         return verdicts({"localization": {"tasks": list(tasks)}}, {})[0].verdict
 
-    assert verdict(task(0.4, 0.6, 0.01), task(0.3, 0.4, 0.9)) == "supported"
+    assert verdict(task(0.4, 0.6, 0.01), task(0.3, 0.4, 0.9, "sentence")) == "supported"
     assert verdict(task(0.35, 0.6, 0.2)) == "undecided"  # not after correction
     assert verdict(task(0.3, 0.4, 0.9)) == "contradicted"
     assert verdict(task(0.3, 0.5, 0.9)) == "undecided"
