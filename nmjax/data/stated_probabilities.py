@@ -10,10 +10,9 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from nmjax.metrics.semantic import normalised
-
 LONGEST_NAME = 5  # words of an answer; what is longer is a sentence that happens to hold a percentage
 
+_WORD = re.compile(r"[^\W_](?:\S*[^\W_])?[+#]*")
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"
 _PERCENT = r"\s*(?:%|per\s?cent\b|pct\b)"
 _TO = r"\s*(?:[-\u2013\u2014~]|to|and)\s*"
@@ -37,8 +36,11 @@ _HEDGE = re.compile(
 _LEAD_IN = re.compile(r"^.*\b(?:are|be|is|include|includes|say|answer|follows)\b[:,]?\s+", re.IGNORECASE)
 _PART = re.compile(r"\s[-\u2013\u2014]\s|[:(=]")  # an explanation follows
 _JOINTS = " \t~\u2248<>\u2264\u2265():=,-\u2013\u2014[]|"
-# Not within a range, and not between an answer and its probability: there a number follows.
-_BETWEEN = re.compile(r"[,;]\s*(?![\s~(]*\d)|\s+(?:and|or)\s+(?!\d)|(?<=%\))\s+(?=\w)")
+_BETWEEN = re.compile(  # not between an answer and its probability, and not within a range
+    rf"[,;]\s*(?![\s~(]*(?:(?:(?:{_NUMBER})(?:{_PERCENT})?{_TO})?(?:{_NUMBER}){_PERCENT}|0?\.\d))"
+    r"|\s+(?:and|or)\s+(?!\d)|(?<=%\))\s+(?=\w)",
+    re.IGNORECASE,
+)
 _SPEAKING = re.compile(r"^(?:i|i'm|i'd|i've|my|we|you|your|these|this|that|here|it)\b|[.!?]$", re.IGNORECASE)
 _TAIL = re.compile(
     rf"(?:{_PERCENT}|\d)[\s)\]]*(?:(?:chance|probability|likelihood)[\s)\]]*)?(?:[.,;!]?\s*$|[-\u2013\u2014(:,])",
@@ -52,18 +54,19 @@ _NUMERALS = {word: str(n) for n, word in enumerate("zero one two three four five
 def normalise_answer(text: str) -> str | None:
     """What counts as the same answer: None where there is nothing left.
 
-    The first line that is not empty, up to the end of its first sentence, without what stands in brackets; then words
+    The first line that is not empty, up to the end of its first sentence, without what follows in brackets; then words
     in lower case without articles and without punctuation around them; a lone numeral up to ten becomes digits. "The
-    Cat.", "cat!" and "**cat** (an animal)" are the same, "a cat" and "cats" are not.
+    Cat.", "cat!" and "**cat** (an animal)" are the same; "cats" and "my cat" differ, and so do "C", "C++" and "C#".
     """
-    line = next((part for part in unicodedata.normalize("NFKC", text).splitlines() if part.strip(" *#>-_\t")), "")
-    line = re.sub(r"\([^)]*\)", " ", line)
-    sentence = re.split(r"(?<=\w)[\"'*]*[.!?](?:\s|\*|$)", line.strip(), maxsplit=1)[0]
-    found = normalised(sentence)
-    if not found and (alone := re.sub(r"\W", "", sentence).lower()):  # an article may be the answer: a vitamin, a grade
-        found = (alone,)
+    lines = unicodedata.normalize("NFKC", text).replace("\u2019", "'").lower().splitlines()
+    line = next((part for part in lines if re.search(r"[^\W_]", part)), "")
+    line = re.sub(r"(?<=\S)\s*\([^)]*\)", " ", line)
+    sentence = re.split(r"(?<=[\w+#])[\"'*]*[.!?](?:\s|\*|$)", line, maxsplit=1)[0]
+    found = _WORD.findall(sentence)
+    if len(found) > 1:  # a lone article may be the answer: a grade, a vitamin
+        found = [word for word in found if word not in ("a", "an", "the")]
     if len(found) == 1:
-        found = (_NUMERALS.get(found[0], found[0]),)
+        return _NUMERALS.get(found[0], found[0])
     return " ".join(found) or None
 
 

@@ -24,7 +24,7 @@ ALPHA = 0.5  # Jeffreys' prior
 FLOOR = 0.01
 TOP = 5
 
-MEASURES = ("kl_actual_stated", "kl_stated_actual", "total_variation", "top1", "top5", "entropy")
+MEASURES = ("kl_actual_stated", "kl_stated_actual", "total_variation", "top1", "top5")
 
 
 def shared_out(stated: Mapping[str, float]) -> tuple[np.ndarray, float]:
@@ -50,7 +50,6 @@ def fit(counts: ArrayLike, shares: ArrayLike, alpha: float = ALPHA, floor: float
       chance, and any of the tied commonest ones is right.
     * top5: share of the (up to) five commonest answers that are among the five stated likeliest. Where counts tie for
       the last places, those of the tie have equal parts in them.
-    * entropy: of the frequencies of all answers, in bits, without smoothing.
 
     Raises ValueError for shapes that do not fit, negative numbers, shares that sum to more than 1, or no samples.
     """
@@ -75,8 +74,13 @@ def fit(counts: ArrayLike, shares: ArrayLike, alpha: float = ALPHA, floor: float
         "total_variation": np.abs(lumped / n[..., None] - stated).sum(-1) / 2,
         "top1": (c == c.max(-1, keepdims=True))[..., :K][..., likeliest].mean(-1),
         "top5": _places(c)[..., first].sum(-1) / np.minimum((c > 0).sum(-1), TOP),
-        "entropy": entr(c / n[..., None]).sum(-1) / np.log(2),
     }
+
+
+def entropy(counts: ArrayLike) -> np.ndarray:
+    """Entropy [...] of the frequencies of `counts [..., A]`, in bits, without smoothing; each has a sample or more."""
+    c = np.asarray(counts, np.float64)
+    return entr(c / c.sum(-1, keepdims=True)).sum(-1) / np.log(2)
 
 
 def _places(counts: np.ndarray) -> np.ndarray:
