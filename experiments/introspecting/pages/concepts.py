@@ -40,8 +40,9 @@ def _introduction(findings: dict[str, Any]) -> list[Block]:
         Paragraph(
             f"While the model reads a conversation, the direction of one of {C} concepts is added to its activations, "
             f"{findings['magnitude']:g} times its unit vector after each block of the {findings['third']} third of the "
-            f"layers. {when} It is asked {questions} in {findings['conversations']} conversations of each concept, {n} answers in all, and "
-            "the same without steering: each steered answer has an unsteered twin to compare with."
+            f"layers. {when} It is asked {questions} in {findings['conversations']} conversations of each concept, "
+            f"{n} answers in all, and the same without steering: each steered answer has an unsteered twin to compare "
+            "with."
         ),
         Paragraph(
             f"The directions used are those {shared}. Two concepts have a mean cosine of {number(vectors['cosine'])} "

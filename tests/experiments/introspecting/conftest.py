@@ -8,6 +8,8 @@ import models
 from experiments.introspecting.subjects import Subjects, make_subjects
 from nmjax.training.lora import LoraConfig, init
 
+VARIANTS = {"plain": "original", "sizes": "localization_magnitude"}
+
 
 def acting(adapter, seed: int):
     """The adapter with a b that is not zero, so that it changes what the model says."""
@@ -26,9 +28,14 @@ def instruct_lm():
 
 @pytest.fixture(scope="session")
 def subjects(instruct_lm) -> Subjects:
-    """The base, an adapter called plain, and one called sizes that was trained as localization_magnitude."""
+    """The base, and names of adapters that are not there: enough where the model is not run under them."""
+    return Subjects(instruct_lm, VARIANTS)
+
+
+@pytest.fixture(scope="session")
+def adapted(instruct_lm) -> Subjects:
+    """The base and two adapters that act."""
     adapter = init(instruct_lm.module, LoraConfig(r=2, targets=("q", "v")), jax.random.key(0))
-    variants = {"plain": "original", "sizes": "localization_magnitude"}
     return make_subjects(
-        instruct_lm, {name: (acting(adapter, seed), variant) for seed, (name, variant) in enumerate(variants.items())}
+        instruct_lm, {name: (acting(adapter, seed), variant) for seed, (name, variant) in enumerate(VARIANTS.items())}
     )

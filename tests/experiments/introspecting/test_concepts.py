@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,7 +52,44 @@ def test_every_concept_is_asked_about_equally_often(suite):
     assert suite.units == 18 and suite.plan[0] == (("base", 0), ("plain", 0))
 
 
-def test_steered_is_the_conversation_alone(suite):
+def test_steered_is_the_conversation_alone(suite, monkeypatch):
+    """What the engine is asked to do in a unit, and what that does to the residual stream."""
+    asked = {}
+
+    def generate(lm, prompts, packs, **options):
+        asked["generate"] = (prompts, packs, options["row_ids"])
+        return SimpleNamespace(text=[" ", "Yes.", "No.", "a drum"])
+
+    def score(lm, prompts, choices, packs, row_ids, **options):
+        asked["judge" if packs is None else "choose"] = (prompts, packs, row_ids)
+        return np.arange(24).reshape(4, 6) + (100 if packs is None else 0)
+
+    monkeypatch.setattr(nmjax, "generate", generate)
+    monkeypatch.setattr(nmjax, "score", score)
+    rows = suite.ask(0)
+    monkeypatch.undo()
+    assert [(row["subject"], row["steered"]["answer"], row["unsteered"]["answer"]) for row in rows] == [
+        ("base", " ", "No."), ("plain", "Yes.", "a drum")
+    ]  # fmt: skip
+    assert rows[1]["steered"]["choice"][0] == 6 and rows[0]["unsteered"]["choice"][0] == 12
+    judged = [rows[k][state]["judge"] for state in ("steered", "unsteered") for k in (0, 1)]  # an empty one is not
+    assert judged[0] is None and [values[0] for values in judged[1:]] == [100, 106, 112]
+    text = suite.subjects.lm.tokenizer.decode(asked["judge"][0][2])
+    assert "Assistant: a drum" in text and f"User: {suite.items[0].record.question}" in text
+    assert all(text.count(f" {word}") == 1 for word in suite.words) and text.endswith("The answer is")
+    vector, end = suite.vectors.of(suite.words[0]), len(suite.open[0].prefix)
+    prompts, packs, row_ids = asked["generate"]
+    assert row_ids == [0, 0, 0, 0] and prompts[0][:end] == asked["choose"][0][0][:end] and len(prompts[0]) > end
+    seen = nmjax.forward(suite.subjects.lm, prompts[:2], packs=[packs[0], packs[2]], capture=("resid_post",))
+    change = np.diff(np.asarray(seen.activations["resid_post"]), axis=1)[:, 0]  # [L, T, D]
+    np.testing.assert_allclose(change[1, :end], [-8.0 * vector] * end, atol=1e-4)  # block 1 is the middle third
+    assert not change[0].any() and not change[1, end:].any() and change[2, end:].any()
+    assert repr(asked["choose"][1]) == repr(packs)
+
+
+@pytest.mark.slow
+def test_a_unit_as_in_single_passes(suite, adapted):
+    suite = dataclasses.replace(suite, subjects=Subjects(adapted.lm, {"plain": "original"}))
     rows = json.loads(dump_json(suite.ask(0)))
     lm, tokenizer = suite.subjects.lm, suite.subjects.lm.tokenizer
     chosen, opened = (list(s[0].prefix + s[0].question) for s in (suite.choice, suite.open))
