@@ -273,6 +273,7 @@ class Concepts:
             "conversations": self.config.conversations,
             "options": self.config.options,
             "steer_answers": self.config.steer_answers,
+            "third": self.config.third,
             "magnitude": self.config.magnitude,
             "vectors": {
                 "layer": v.layer,
@@ -344,12 +345,10 @@ class Concepts:
         return found
 
     def _examples(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-        """A concept's first answers, to the first question, steered and unsteered."""
-        found: dict[str, dict[str, str]] = {}
-        for row in rows:
-            if row["question"] == self.lists.concept_questions[0]:
-                found.setdefault(row["concept"], {state: row[state]["answer"] for state in STATES})
-        return found
+        """A concept's first answers to the first question, steered and unsteered."""
+        first = [row for row in rows if row["question"] == self.lists.concept_questions[0]]
+        found = {row["concept"]: {state: row[state]["answer"] for state in STATES} for row in reversed(first)}
+        return {word: found[word] for word in self.words}
 
 
 def draw(lists: Lists, config: ConceptsConfig) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import models
-from experiments.introspecting.subjects import make_subjects
+from experiments.introspecting.subjects import Subjects, make_subjects
 from nmjax import paths
 from nmjax.training import lora
+
+VARIANTS = {"plain": "original", "sizes": "localization_magnitude"}
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +41,15 @@ def two_subjects(instruct_lm, acting_adapter):
 
 
 @pytest.fixture(scope="session")
-def subjects(instruct_lm, acting_adapter):
-    """The base, an adapter called plain, and one called sizes that was trained as localization_magnitude."""
-    variants = {"plain": "original", "sizes": "localization_magnitude"}
+def subjects(instruct_lm):
+    """The base, and names of adapters that are not there: enough where the model is not run under them."""
+    return Subjects(instruct_lm, VARIANTS)
+
+
+@pytest.fixture(scope="session")
+def adapted(instruct_lm, acting_adapter):
+    """The base and two adapters that act."""
     adapters = {
-        name: (acting_adapter(instruct_lm, seed, 0.05), kind) for seed, (name, kind) in enumerate(variants.items())
+        name: (acting_adapter(instruct_lm, seed, 0.05), variant) for seed, (name, variant) in enumerate(VARIANTS.items())
     }
     return make_subjects(instruct_lm, adapters)

@@ -63,7 +63,9 @@ def test_only_the_tokens_of_the_sentence_are_steered(suite, instruct_lm):
     assert np.array_equal(touched, np.arange(touched[0], touched[-1] + 1))
 
 
-def test_answers_are_scored_whole_as_in_single_passes(suite):
+@pytest.mark.slow
+def test_answers_are_scored_whole_as_in_single_passes(adapted):
+    suite = Localization(adapted, read_lists("tiny"), CONFIG)
     at = next(k for k in range(suite.units) if suite.tasks[suite.plan[k][0]].name == "magnitude, as trained")
     task, segments = suite.tasks[2], suite.segments[2]
     rows = json.loads(dump_json(suite.ask(at)))
