@@ -78,14 +78,14 @@ def signal_report(
     counted = np.stack([yes & y, y, yes & ~y, ~y], axis=1).astype(np.float64)
 
     def statistic(weights: np.ndarray) -> np.ndarray:  # [R, N] -> [R, ESTIMATES]
-        counts = hits, positives, alarms, negatives = (weights @ counted).T
+        hits, positives, alarms, negatives = (weights @ counted).T
         return np.stack(
             [
                 (hits + negatives - alarms) / (positives + negatives),
                 (hits / positives + 1 - alarms / negatives) / 2,
-                d_prime(*counts, rule="clipped"),
-                d_prime(*counts),
-                criterion(*counts),
+                d_prime(hits, positives, alarms, negatives, "clipped"),
+                d_prime(hits, positives, alarms, negatives),
+                criterion(hits, positives, alarms, negatives),
                 ranking.score_auroc(s, y, weights),
             ],
             axis=-1,
@@ -93,7 +93,11 @@ def signal_report(
 
     values = statistic(np.ones((1, len(y))))[0]
     several = all(len(np.unique(group[kind])) > 1 for kind in (y, ~y))
-    samples = stats.cluster_bootstrap(statistic, group, draws, seed, strata=y) if several else np.empty((0, len(values)))
+    samples = (
+        stats.cluster_bootstrap(statistic, group, draws, seed, strata=y.tolist())
+        if several
+        else np.empty((0, len(values)))
+    )
     estimates = {
         name: {"value": float(values[k]), "interval": stats.defined_interval(samples[:, k], level)}
         for k, name in enumerate(ESTIMATES)
@@ -109,6 +113,6 @@ def signal_report(
 
 
 def share(yes: ArrayLike, groups: ArrayLike, level: float = stats.LEVEL) -> dict:
-    """{"value", "interval"} of the share of `yes [N]` (booleans), with `stats.cluster_wilson_interval` over `groups`."""
+    """{"value", "interval"} of the share of `yes [N]` (booleans), by `stats.cluster_wilson_interval` over `groups`."""
     said = np.asarray(yes, dtype=bool)
     return {"value": float(said.mean()), "interval": list(stats.cluster_wilson_interval(said, groups, level))}

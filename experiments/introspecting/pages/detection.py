@@ -45,6 +45,11 @@ def _sets(entries: Mapping[str, Entry]) -> list[str]:
     return [name for name in SETS if any(name in entry["detection"] for entry in entries.values())]
 
 
+def _main(entries: Mapping[str, Entry]) -> str:
+    """The set that is shown where there is room for one."""
+    return MAIN if MAIN in _sets(entries) else _sets(entries)[0]
+
+
 def _estimate(entry: Mapping[str, Any] | None, digits: int = 3, sign: bool = False) -> str:
     return "-" if entry is None else with_interval(entry["value"], entry["interval"], digits, sign)
 
@@ -55,9 +60,9 @@ def _asked(subjects: Sequence[Entry]) -> list[Block]:
     return [
         Paragraph(
             f"A conversation is read while a vector is added to the residual stream ({steered}), or not "
-            f"({sizes['unsteered']} different inputs). Then the model is asked, unsteered, whether anything was done to "
-            'it. Its answer is the likelier one of " yes" and " no". No adapter has seen these conversations and '
-            "questions in training, and what counts is what was done, not what an adapter was told."
+            f"({sizes['unsteered']} different inputs). Then the model is asked, unsteered, whether anything was done. "
+            'Its answer is the likelier one of " yes" and " no". No adapter has seen these conversations and questions '
+            "in training, and what counts is what was done, not what an adapter was told."
         ),
         Paragraph(
             "AUROC is the probability that yes is favoured more in a steered item than in an unsteered one: 0.5 says "
@@ -79,10 +84,10 @@ def _headline(entries: Mapping[str, Entry]) -> Table:
         "criterion": "criterion",
         "tpr": "TPR",
         "fpr": "FPR",
-        "balanced_accuracy": "balanced accuracy",
-        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced acc.",
+        "accuracy": "acc.",
     }
-    name = MAIN if MAIN in _sets(entries) else _sets(entries)[0]
+    name = _main(entries)
     rows = [
         [label, *(_estimate(entry["detection"][name][key], 2 if "prime" in key else 3) for key in columns)]
         for label, entry in entries.items()
@@ -131,16 +136,19 @@ def _to_base(entries: Mapping[str, Entry]) -> list[Block]:
 
 
 def _roc(entries: Mapping[str, Entry]) -> list[Block]:
-    name = MAIN if MAIN in _sets(entries) else _sets(entries)[0]
-    curves = {}
+    name = _main(entries)
+    curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}  # by wording, by label
     for label, entry in entries.items():
         if (roc := entry["detection"][name]["roc"]) is not None:
-            curves[label] = (np.array(roc["fpr"]), np.array(roc["tpr"]))
-    names = list(curves)
-    parts = [names[start : start + _MOST_LINES] for start in range(0, len(names), _MOST_LINES)]
+            curves.setdefault(entry["wording"], {})[label] = (np.array(roc["fpr"]), np.array(roc["tpr"]))
+    parts = [
+        dict(list(own.items())[start : start + _MOST_LINES])
+        for own in curves.values()
+        for start in range(0, len(own), _MOST_LINES)
+    ]
     return [
         Picture(
-            curve_figure({label: curves[label] for label in part}, "FPR", "TPR", (0, 1), "chance"),
+            curve_figure(part, "FPR", "TPR", (0, 1), "chance"),
             f"ROC for {SETS[name]}: every threshold on the answer, of which likelier-than-not is one.",
             f"ROC curves of {', '.join(part)}",
         )
@@ -149,7 +157,7 @@ def _roc(entries: Mapping[str, Entry]) -> list[Block]:
 
 
 def _cells(entries: Mapping[str, Entry]) -> list[Block]:
-    name = MAIN if MAIN in _sets(entries) else _sets(entries)[0]
+    name = _main(entries)
     every = [cell for entry in entries.values() for cell in entry["detection"][name]["cells"]]
     thirds = list(dict.fromkeys(cell["third"] for cell in every))
     magnitudes = sorted({cell["magnitude"] for cell in every})
@@ -160,7 +168,7 @@ def _cells(entries: Mapping[str, Entry]) -> list[Block]:
         return [[at.get((third, magnitude)) for magnitude in magnitudes] for third in thirds]
 
     panels = [
-        GridPanel(label, [[cell and cell["value"] for cell in row] for row in grid(entry, "auroc")])
+        GridPanel(label, [[None if cell is None else cell["value"] for cell in row] for row in grid(entry, "auroc")])
         for label, entry in entries.items()
     ]
     blocks: list[Block] = [
@@ -182,7 +190,7 @@ def _cells(entries: Mapping[str, Entry]) -> list[Block]:
 
 
 def _negatives(entries: Mapping[str, Entry]) -> list[Block]:
-    name = MAIN if MAIN in _sets(entries) else _sets(entries)[0]
+    name = _main(entries)
     kinds = [kind for kind in NEGATIVES if any(kind in entry["sets"] for entry in entries.values())]
     rows = []
     for label, entry in entries.items():
@@ -200,7 +208,7 @@ def _negatives(entries: Mapping[str, Entry]) -> list[Block]:
 
 
 def _mass(entries: Mapping[str, Entry], low: float) -> list[Block]:
-    name = MAIN if MAIN in _sets(entries) else _sets(entries)[0]
+    name = _main(entries)
     rows = []
     for label, entry in entries.items():
         steered, unsteered = entry["sets"][name], entry["sets"]["unsteered"]
@@ -211,8 +219,8 @@ def _mass(entries: Mapping[str, Entry], low: float) -> list[Block]:
     headers = [f"{title}, {side}" for title in titles for side in ("steered", "unsteered")]
     return [
         Paragraph(
-            "P(yes) is the share of yes in what the two answers hold of the vocabulary's probability, their mass. Where "
-            "the mass is small the model would rather say something else, and P(yes) is a ratio of two small numbers. "
+            "P(yes) is the share of yes in what the two answers hold of the vocabulary's probability, their mass. "
+            "Where that is small the model would rather say something else, and P(yes) is a ratio of small numbers. "
             "Failed items have no finite probability; they are left out of everything."
         ),
         Table(["model", *headers, "failed"], rows, f"Probability of the answers, {SETS[name]} and unsteered inputs"),

@@ -28,7 +28,6 @@ from nmjax.data.introspection_chat import Segments, encode_all
 from nmjax.data.introspection_records import MAGNITUDES, YES_NO, Record, layer_ranges, unit_vectors
 from nmjax.data.introspection_split import cut, split_lists
 from nmjax.interventions.span import STEP
-from nmjax.metrics.stats import DRAWS
 from nmjax.rows import bucket
 
 OWN, ORIGINAL = "own", "original"
@@ -70,7 +69,7 @@ class DetectionConfig:
     vectors_seed: int = 42
     vector_rows: int = 200
     batch_size: int = 64
-    draws: int = DRAWS
+    draws: int = 1000
 
     def __post_init__(self):
         least = {"vectors": 1, "concept_prefixes": 1, "unsteered": LEAST_UNSTEERED, "noise": 0, "systems": 0}
@@ -130,19 +129,21 @@ class Detection:
 
     def __post_init__(self):
         for word, vector in (self.concepts or {}).items():
-            shape, wanted = np.shape(vector), (self.subjects.lm.config.embed,)
-            if shape != wanted or not math.isclose(np.linalg.norm(vector), 1, abs_tol=1e-3):
-                raise ValueError(f"concepts[{word!r}] has shape {shape}; wanted a vector {wanted} of norm 1")
+            shape, norm = np.shape(vector), float(np.linalg.norm(vector))
+            if shape != (self._dim,) or not math.isclose(norm, 1, abs_tol=1e-3):
+                raise ValueError(
+                    f"concepts[{word!r}] has shape {shape} and norm {norm:g}; wanted [{self._dim}] and norm 1"
+                )
         if not self.pairs:
             raise ValueError(f"asked is {self.config.asked}, but no subject has an own wording about detection")
-        replies, questions = len(self.lists.replies), self._questions
-        inputs = self._inputs
-        for name, count in (("unsteered", inputs), ("systems", inputs * len(self._test[ORIGINAL].other_systems))):
-            if getattr(self.config, name) > count:
+        test = self._test[ORIGINAL]
+        for name, systems in (("unsteered", 1), ("systems", len(test.other_systems))):
+            wanted, count = getattr(self.config, name), self._inputs * systems
+            if wanted > count:
                 raise ValueError(
-                    f"{name} is {getattr(self.config, name)}, but the test split has {count} different inputs "
-                    f"({len(self._test[ORIGINAL].contexts)} contexts, {replies} replies, {questions} questions); wanted "
-                    f"at most as many{', or longer lists' if count < LEAST_UNSTEERED else ''}"
+                    f"{name} is {wanted}, but the test split of the lists has {count} different inputs "
+                    f"({len(test.contexts)} contexts, {len(test.replies)} replies, {self._questions} questions, "
+                    f"{systems} system prompts); wanted at most as many, or longer lists"
                 )
         _ = self._segments  # texts that cannot be asked are found before anything is run
 
@@ -232,7 +233,9 @@ class Detection:
     def _segments(self) -> dict[tuple[str, int | None, int], Segments]:
         """Tokens by wording, system and input."""
         keys = list(dict.fromkeys((w, item.system, item.input) for w in self._wordings for item in self.items))
-        return dict(zip(keys, encode_all([self._record(*key) for key in keys], self.subjects.lm.tokenizer), strict=True))
+        return dict(
+            zip(keys, encode_all([self._record(*key) for key in keys], self.subjects.lm.tokenizer), strict=True)
+        )
 
     def _record(self, wording: str, system: int | None, number: int) -> Record:
         """The texts of an input; what is done to the model is no matter here."""

@@ -51,8 +51,8 @@ class _Answers:
         return self.yes - self.no
 
     @property
-    def source(self) -> list[str]:
-        return [item["source"] for item in self.items]
+    def source(self) -> np.ndarray:
+        return np.array([item["source"] for item in self.items])
 
     def where(self, **values: Any) -> _Answers:
         return _Answers(
@@ -128,7 +128,7 @@ class Analysis:
             }
         return sets
 
-    def _mean(self, values: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    def _mean(self, values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
         samples = stats.cluster_bootstrap(lambda w: w @ values / w.sum(axis=1), groups, self.draws, self.seed)
         return {"value": float(values.mean()), "interval": stats.defined_interval(samples)}
 
@@ -182,7 +182,8 @@ class Analysis:
             test["p_adjusted"] = p_value
 
 
-def _labelled(steered: _Answers, others: _Answers) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _labelled(steered: _Answers, others: _Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Margins, what is steered, and sources, of the ones and then the others."""
     present = np.repeat([True, False], [len(steered.items), len(others.items)])
-    return np.concatenate([steered.margin, others.margin]), present, steered.source + others.source
+    sides = _Answers(steered.items + others.items)
+    return sides.margin, present, sides.source
