@@ -49,7 +49,6 @@ def subjects(instruct_lm):
 @pytest.fixture(scope="session")
 def adapted(instruct_lm, acting_adapter):
     """The base and two adapters that act."""
-    adapters = {
-        name: (acting_adapter(instruct_lm, seed, 0.05), variant) for seed, (name, variant) in enumerate(VARIANTS.items())
-    }
+    numbered = enumerate(VARIANTS.items())
+    adapters = {name: (acting_adapter(instruct_lm, seed, 0.05), variant) for seed, (name, variant) in numbered}
     return make_subjects(instruct_lm, adapters)
