@@ -24,7 +24,7 @@ TITLES = {
 READING = (
     "All models are one base with different adapters; the base itself is one of them. Brackets hold 95% intervals. A "
     "difference to the base is taken question by question, on the same items.",
-    "A verdict of 'no effect' or 'similar' is an equivalence test: its 90% interval has to lie within a margin that was "
+    "A verdict of 'no effect' or 'similar' is an equivalence test: its 90% interval has to lie in a margin that was "
     "fixed before. An interval that is too wide for that is undecided, and not evidence of absence.",
     "Probability mass says how much of the vocabulary's probability falls on the answers that are compared. If it is "
     "small, a ratio of two answers is about what the model hardly ever says.",
