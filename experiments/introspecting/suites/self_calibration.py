@@ -114,7 +114,8 @@ class SelfCalibration:
             that count for both.
           "prompts": by prompt and subject: the commonest answers, and the statement as read and as written.
         """
-        rows = sorted(records, key=lambda record: record["prompt"])
+        by_prompt = {record["prompt"]: record for record in records}
+        rows = [by_prompt[prompt] for prompt in self.lists.self_calibration.prompts]
         seen = {name: [_Seen(row["answers"][name]) for row in rows] for name in rows[0]["answers"]}
         draws = {
             (p, b): [_fits(said.stated, did.counts, self.config.seed + k) for k, (said, did) in

@@ -1,0 +1,119 @@
+"""What the page shows of self-calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nmjax.metrics.stated import ALPHA, FLOOR
+from nmjax.report.page import Block, Paragraph, Picture
+from nmjax.report.plots_detection import ForestRow, forest_figure
+from nmjax.report.tables import Table, with_interval
+
+_NAMES = {
+    "kl_actual_stated": "KL(actual, stated)",
+    "kl_stated_actual": "KL(stated, actual)",
+    "total_variation": "total variation",
+    "top1": "top 1",
+    "top5": "top 5",
+    "entropy": "entropy",
+}
+_DIVERGENCES = ("kl_actual_stated", "kl_stated_actual")
+_LONGEST, _SHOWN = 20, 3  # characters of an answer, and answers, in a table
+
+
+def section(findings: dict[str, Any]) -> list[Block]:
+    """Tables and a forest plot of the findings of `experiments.introspecting.suites.self_calibration`."""
+    subjects, n = findings["subjects"], findings["n"]
+    blocks: list[Block] = [
+        Paragraph(
+            f"Each of {n} requests with many possible answers (name an animal, pick a number) was answered many times, "
+            "sampled at temperature 1 from the whole vocabulary. Once, the model was asked which five answers it would "
+            "give with which probabilities. The divergences compare that statement with how often the answers came; "
+            "0 is a perfect fit. They are in nats, over the stated answers and any other as one more; the frequencies "
+            f"are smoothed by {ALPHA} a piece and the statement by a share of {FLOOR} of the uniform one, so nothing "
+            "is infinite."
+        ),
+        Paragraph(
+            "Top 1: whether the answer stated as likeliest is the commonest. Top 5: share of the five commonest that "
+            "are among those stated. Entropy is that of the samples, in bits, of all requests: a model that always "
+            "says the same has 0. A statement that holds no list of answers with probabilities is unread and counted "
+            "apart. Intervals are of 95%, over requests and samples."
+        ),
+    ]
+    if silent := [name for name, own in subjects.items() if not own["scored"]]:
+        blocks.append(Paragraph(f"Without a single statement that can be read: {', '.join(silent)}."))
+    blocks.append(
+        Table(
+            ["model", "unread", *_NAMES.values(), "requests"],
+            [
+                [
+                    name,
+                    with_interval(own["unread"] / n, own["unread_interval"], 2),
+                    *(with_interval(own[m]["value"], own[m]["interval"], 2) for m in _NAMES),
+                    str(own["scored"]),
+                ]
+                for name, own in subjects.items()
+            ],
+            "How well statements fit samples, the mean over the requests whose statement can be read.",
+        )
+    )
+    versus = findings["versus_base"]
+    rows = {
+        name: {_NAMES[m]: ForestRow(change[m]["difference"], change[m]["interval"]) for m in _DIVERGENCES}
+        for name, change in versus.items()
+        if change[_DIVERGENCES[0]]["n"]
+    }
+    if rows:
+        blocks.append(
+            Picture(
+                forest_figure(rows, "divergence less the base's, nats", chance=0.0),
+                "Difference to the base, request by request, with 95% intervals. Left of the line, the adapter knows "
+                "its own answers better than the base knows its own.",
+                "Forest plot of the difference of two divergences to the base, a line an adapter.",
+            )
+        )
+    if rows:
+        blocks += [
+            Table(
+                ["adapter", *_NAMES.values(), "requests"],
+                [
+                    [
+                        name,
+                        *(with_interval(change[m]["difference"], change[m]["interval"], 2, sign=True) for m in _NAMES),
+                        str(change[_DIVERGENCES[0]]["n"]),
+                    ]
+                    for name, change in versus.items()
+                ],
+                "Difference to the base, on the requests that count for both.",
+            ),
+            Table(
+                ["statement of", *subjects],
+                [
+                    [p, *(with_interval(cell["value"], cell["interval"], 2) for cell in cells.values())]
+                    for p, cells in findings["matrix"].items()
+                ],
+                "KL(actual, stated) by whose statement (rows) and whose samples (columns). A column is lowest on the "
+                "diagonal where a model knows itself better than the others know it.",
+            ),
+        ]
+    blocks.append(
+        Table(
+            ["request", "model", "commonest answers", "stated"],
+            [
+                [prompt, name, _list(seen["actual"]), _list(seen["stated"]) or f"unread: {_short(seen['statement'])}"]
+                for prompt, each in findings["prompts"].items()
+                for name, seen in each.items()
+            ],
+            "The commonest answers with their shares of the samples, and the first of those stated.",
+        )
+    )
+    return blocks
+
+
+def _list(answers: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{_short(entry['answer'])} {100 * entry['share']:.0f}%" for entry in answers[:_SHOWN])
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}\u2026"
