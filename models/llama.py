@@ -21,7 +21,7 @@ from nmjax.interventions.sites import ACTIVATIONS, visit
 from nmjax.row_sum import row_sum
 from nmjax.training.sharding import look_up, pin
 
-Cache = list[dict[str, jax.Array]]  # one {"k", "v"} of [B, K, S, H] a layer
+Cache = list[dict[str, jax.Array]]  # one {"k", "v"} of [B, K, S, H] a layer; with stacked layers one of [L, B, K, S, H]
 Effects = tuple[Effect, ...]
 
 _normal = nn.initializers.normal(0.02)
@@ -88,6 +88,8 @@ def attend(
     """
     H = q.shape[-1]
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]: a cache of this layout is updated in place
+    if ctx.detached is not None:
+        k, v = (jnp.where(ctx.detached[:, None, :, None], jax.lax.stop_gradient(x), x) for x in (k, v))
     if cache is not None:
         cache = {
             "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, ctx.slot, axis=2),
@@ -211,26 +213,27 @@ class ScannedLlama(Llama):
     """
 
     def make_layers(self):
-        def step(block, x, layer, ctx, effects):
-            x, _ = block(x, ctx.replace(layer=layer), effects, None)
-            return pin(x), None
+        def step(block, x, layer, cache, ctx, effects):
+            x, cache = block(x, ctx.replace(layer=layer), effects, cache)
+            return pin(x), cache
 
         self.layers = Block(self.config)
         self.scan = nn.scan(
             nn.remat(step, prevent_cse=False),
             variable_axes={"params": 0, LORA: 0, SETTINGS: 0, ACTIVATIONS: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.config.layers,
         )
 
-    def run_layers(self, x, ctx: Context, effects: Effects, cache: Cache | None):
-        if cache is not None:
-            raise ValueError(
-                "cache: ScannedLlama runs without a cache; use Llama with unstack_layers(params) to generate"
-            )
-        x, _ = self.scan(self.layers, x, jnp.arange(self.config.layers), ctx, effects)
-        return x, None
+    def run_layers(self, x, ctx: Context, effects: Effects, cache):
+        return self.scan(self.layers, x, jnp.arange(self.config.layers), cache, ctx, effects)
+
+    def init_cache(self, rows: int, slots: int, dtype):
+        """An empty cache: keys and values [L, B, K, S, H]."""
+        c = self.config
+        shape = (c.layers, rows, c.kv_heads, slots, c.head_dim)
+        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
 def stack_layers(params: dict) -> dict:

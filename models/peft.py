@@ -19,8 +19,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from models.adapter_card import AdapterCard, write_card
 from models.convert import tensors
@@ -30,6 +30,7 @@ from models.peft_config import PeftConfig, read_config, select, write_config
 from nmjax import adapters
 from nmjax.adapters import Adapter, Site
 from nmjax.lm import LanguageModel
+from nmjax.steering.io import with_sorted_metadata
 from nmjax.training.lora import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -143,9 +144,9 @@ def save_adapter(lm: LanguageModel, adapter: Adapter, folder: str | Path, card: 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         new = Path(temporary)
-        save_file(arrays, new / WEIGHTS, metadata={"format": "pt", _BASE: lm.base.fingerprint})
+        metadata = {"format": "pt", _BASE: lm.base.fingerprint}
+        (new / WEIGHTS).write_bytes(with_sorted_metadata(safetensors.numpy.save(arrays, metadata)))
         write_config(config, new / CONFIG, base=base_name(lm), packed=any(len(m.sites) > 1 for m in known.values()))
-        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # which the library writes for the owner's eyes only
         if card is not None:
             write_card(
                 card, new, base=base_name(lm), fingerprint=lm.base.fingerprint, config=config,

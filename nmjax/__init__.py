@@ -33,6 +33,7 @@ from nmjax.interventions.span import steer_span
 from nmjax.interventions.steering import ablate, clamp_projection, soft_projection, steer, steer_placebo
 from nmjax.interventions.where import where
 from nmjax.lm import LanguageModel
+from nmjax.next_token import next_logprobs
 from nmjax.packs import PackError, list_packs, load_pack
 from nmjax.paths import enable_compilation_cache
 from nmjax.prefix import share_prefix
@@ -73,6 +74,7 @@ __all__ = [
     "mask_heads",
     "mean_logprobs",
     "min_p",
+    "next_logprobs",
     "oscillate_attention",
     "preface",
     "presence_penalty",

@@ -26,8 +26,10 @@ STYLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 PERSONA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "professional": (
         # The register's content words, and the function words that formal prose has more of than talk.
-        tuple("therefore however regarding please recommend ensure provide consider first certain correct "
-              "an the there of in by to which this these is was following name".split()),
+        tuple(
+            "therefore however regarding please recommend ensure provide consider first certain correct "
+            "an the there of in by to which this these is was following name".split()
+        ),
         tuple("hey wow cool stuff yeah gonna I you".split()),
     ),
     "friendly": (

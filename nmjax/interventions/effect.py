@@ -46,6 +46,7 @@ class Context(flax.struct.PyTreeNode):
     rivals: jax.Array | None = None  # float32 [B, V], logits of the row each is contrasted with; only at `logits`
     keys: jax.Array | None = None  # PRNG keys [B], one stream a row
     preface: jax.Array | None = None  # int32 [B, 2]: first position and length of a hidden preface
+    detached: jax.Array | None = None  # bool [B, T]: tokens through whose keys and values no gradient flows
 
     @property
     def written(self) -> jax.Array:

@@ -82,29 +82,43 @@ def bootstrap(
     return np.concatenate([np.asarray(statistic(w)) for w in bootstrap_weights(n, draws, seed, strata)])
 
 
-def cluster_bootstrap_weights(groups: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+def cluster_bootstrap_weights(
+    groups: ArrayLike, draws: int = DRAWS, seed: int = 0, strata: Sequence[object] | None = None
+) -> Iterator[np.ndarray]:
     """Weights of the bootstrap draws over the G different `groups [N]`, in chunks [R, N] whose R sum to `draws`.
 
     What belongs together (a question with its right and with its wrong answer) is drawn together, so its members have
     the same weight in a draw: that of their group in `bootstrap_weights`. Of a single group nothing can be said of the
-    spread between groups, and there are no draws: one chunk [0, N].
+    spread between groups, and there are no draws: one chunk [0, N]. `strata [N]`: groups are drawn within each of them;
+    ValueError where members of a group have different ones.
     """
-    group = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
-    n, size = len(group), int(group.max(initial=-1)) + 1
+    _, first, group = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    group = group.ravel()
+    n, size = len(group), len(first)
+    stratum = None
+    if strata is not None:
+        label = np.asarray(strata)
+        if label.shape != (n,) or (label != label[first][group]).any():
+            raise ValueError(f"strata has shape {label.shape}; wanted [{n}], with one label for all of a group")
+        stratum = label[first].tolist()
     if size < 2:
         yield np.empty((0, n))
         return
     rows = max(1, _CLUSTER_CHUNK_ELEMENTS // n)
-    for weights in bootstrap_weights(size, draws, seed):
+    for weights in bootstrap_weights(size, draws, seed, stratum):
         for done in range(0, len(weights), rows):
             yield weights[done : done + rows, group]
 
 
 def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], groups: ArrayLike, draws: int = DRAWS, seed: int = 0
+    statistic: Callable[[np.ndarray], np.ndarray],
+    groups: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
+    strata: Sequence[object] | None = None,
 ) -> np.ndarray:
     """The bootstrap distribution over groups of `statistic`, [draws, ...] ([0, ...] of a single group); see above."""
-    return np.concatenate([np.asarray(statistic(w)) for w in cluster_bootstrap_weights(groups, draws, seed)])
+    return np.concatenate([np.asarray(statistic(w)) for w in cluster_bootstrap_weights(groups, draws, seed, strata)])
 
 
 def percentile_interval(samples: ArrayLike, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
@@ -165,6 +179,26 @@ def wilson_interval(successes: ArrayLike, n: ArrayLike, level: float = LEVEL) ->
     centre = (k + z**2 / 2) / (m + z**2)
     half = z / (m + z**2) * np.sqrt(k * (m - k) / m + z**2 / 4)
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def cluster_wilson_interval(successes: ArrayLike, groups: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson interval of a proportion from `successes [N]` (0 and 1) that come in G `groups [N]`, where G are drawn.
+
+    The number of independent answers is taken to be p (1 - p) / v, with v the variance of p between groups (Kish 1965,
+    section 8.2; its use here: Korn and Graubard 1998), at least G and at most N. So it is the plain interval of N where
+    every answer is its own group, and that of G where a group's answers agree, or all do.
+    """
+    x, group = np.asarray(successes, dtype=np.float64), np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    if x.ndim != 1 or len(x) == 0 or x.shape != group.shape or not np.isin(x, (0, 1)).all():
+        raise ValueError(f"successes has shape {x.shape}, groups {group.shape}; wanted [N] both, successes of 0 and 1")
+    n, G, p = len(x), int(group.max()) + 1, x.mean()
+    independent = float(G)
+    if 0 < p < 1 and G > 1:
+        spread = np.bincount(group, x - p)  # [G], sum 0
+        variance = G / (G - 1) * (spread**2).sum() / n**2
+        independent = float(np.clip(p * (1 - p) / variance, G, n)) if variance > 0 else float(n)
+    low, high = wilson_interval(p * independent, independent, level)
+    return float(low), float(high)
 
 
 def bounded_bias_interval(

@@ -140,10 +140,13 @@ class ForestRow:
     interval: Sequence[float] | None
 
 
-def forest_figure(rows: Mapping[str, Mapping[str, ForestRow]], x: str, chance: float = 0.5) -> bytes:
-    """One line a detector, and on it a mark with its interval for each task, at most 6; the dashed line is chance.
+def forest_figure(
+    rows: Mapping[str, Mapping[str, ForestRow]], x: str, chance: float = 0.5, remark: str = "chance"
+) -> bytes:
+    """One line a detector, and on it a mark with its interval for each task, at most 6; the dashed line is `chance`.
 
-    `rows`: by detector, by task. Raises ValueError for no detector, or more tasks than there are marks.
+    `rows`: by detector, by task. `remark` says what the dashed line is. Raises ValueError for no detector, or more
+    tasks than there are marks.
     """
     if not rows:
         raise ValueError("rows is empty; wanted at least one detector")
@@ -174,5 +177,5 @@ def forest_figure(rows: Mapping[str, Mapping[str, ForestRow]], x: str, chance: f
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(x, fontsize=9, color=INK)
     handles = [Line2D([], [], **style | {"markersize": 5}) for style in styles.values()]
-    legend_above(figure, [*handles, Line2D([], [], **_DASHED, label=f"chance, {number(chance, 1)}")])
+    legend_above(figure, [*handles, Line2D([], [], **_DASHED, label=f"{remark}, {number(chance, 1)}")])
     return png_bytes(figure)

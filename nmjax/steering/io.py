@@ -47,7 +47,7 @@ def save_vector(path: str | Path, vectors: np.ndarray, metadata: Mapping[str, An
     if _suffix(target) == ".gguf":
         return write_atomic(target, _gguf_bytes(target, rows, texts))
     tensors = {f"direction.{layer}": np.ascontiguousarray(row) for layer, row in enumerate(rows)}
-    return write_atomic(target, _with_sorted_metadata(safetensors.numpy.save(tensors, texts)))
+    return write_atomic(target, with_sorted_metadata(safetensors.numpy.save(tensors, texts)))
 
 
 def load_vector(path: str | Path, layers: int | None = None) -> tuple[np.ndarray, dict[str, str]]:
@@ -112,7 +112,7 @@ def _read_safetensors(path: Path) -> tuple[dict[int, np.ndarray], int, dict[str,
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _with_sorted_metadata(content: bytes) -> bytes:
+def with_sorted_metadata(content: bytes) -> bytes:
     """The same safetensors file with its metadata in order: the library's order differs from run to run."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])

@@ -2,13 +2,14 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import models
-from nmjax.interventions.effect import Context
+from nmjax.interventions.effect import Context, plain_context
 
 VARIANTS = [
     "llama-mha-untied",
@@ -120,11 +121,20 @@ def test_residual_identity(name, golden):
         before = at["at_resid_post"]
 
 
-def test_scanned_llama_refuses_a_cache(golden):
-    lm = golden("llama-mha-untied").lm
-    module, cache = models.ScannedLlama(lm.config), lm.module.init_cache(1, 4, lm.dtype)
-    with pytest.raises(ValueError, match="cache.*unstack_layers"):
-        module.apply({"params": models.stack_layers(lm.params)}, np.zeros((1, 1), int), cache=cache)
+def test_scanned_layers_fill_and_read_a_cache_as_unrolled_ones_do(golden):
+    it = golden("llama-mha-untied")
+    tokens, half = it.tokens[:, :6], 3
+    stacked, seen = models.ScannedLlama(it.lm.config), []
+    for module, params in ((it.lm.module, it.lm.params), (stacked, models.stack_layers(it.lm.params))):
+        whole = plain_context(tokens)
+        cache = module.init_cache(len(tokens), 6, it.lm.dtype)
+        for start in (0, half):
+            here = slice(start, start + half)
+            ctx = whole.replace(q_pos=whole.q_pos[:, here], k_pos=whole.k_pos[:, : start + half], slot=start)
+            hidden, cache = module.apply({"params": params}, tokens[:, here], ctx=ctx, cache=cache)
+        seen.append((hidden, jax.tree.map(lambda *x: np.stack(x), *cache) if isinstance(cache, list) else cache))
+    chex.assert_trees_all_close(*seen, atol=1e-5)
+    np.testing.assert_allclose(seen[1][0], module.apply({"params": params}, tokens)[:, half:], atol=1e-5)
 
 
 def test_stories_greedy_equals_transformers(shared_data, golden_folder, logits):

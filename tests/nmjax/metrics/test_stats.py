@@ -190,3 +190,33 @@ def test_wilson_interval_agrees_with_scipy(k, n):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_wilson_interval_over_clusters_between_its_two_ends():
+    rng = np.random.default_rng(0)
+    answers = rng.random(60) < 0.8
+    alone = stats.cluster_wilson_interval(answers, np.arange(60))
+    assert alone == pytest.approx(stats.wilson_interval(answers.sum(), 60))
+    copied = stats.cluster_wilson_interval(np.repeat(answers, 4), np.repeat(np.arange(60), 4))
+    assert copied == pytest.approx(alone)  # three copies more are no more evidence
+    assert stats.cluster_wilson_interval(np.ones(240), np.repeat(np.arange(60), 4)) == pytest.approx(
+        stats.wilson_interval(60, 60)
+    )
+
+
+def test_coverage_of_the_wilson_interval_over_clusters():
+    """Of 40 clusters of 6 answers whose rates differ (beta), about a mean of 0.9; answers alone would cover less."""
+    rng = np.random.default_rng(1)
+    groups, covered = np.repeat(np.arange(40), 6), np.zeros(2)
+    for _ in range(1000):
+        answers = rng.random(240) < np.repeat(rng.beta(1.8, 0.2, 40), 6)
+        plain = stats.wilson_interval(answers.sum(), 240)
+        for k, (low, high) in enumerate((stats.cluster_wilson_interval(answers, groups), plain)):
+            covered[k] += low <= 0.9 <= high
+    assert covered[0] >= 930 > covered[1] + 50
+
+
+@pytest.mark.parametrize("successes", [[0.5, 1.0], [], [[1, 0]]])
+def test_wilson_interval_over_clusters_wants_zeros_and_ones(successes):
+    with pytest.raises(ValueError, match="successes has shape"):
+        stats.cluster_wilson_interval(successes, np.zeros(len(successes)))
