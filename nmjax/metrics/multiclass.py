@@ -96,7 +96,7 @@ def class_report(
     names = ("accuracy", "balanced_accuracy", "macro_auroc")
     values = statistic(np.ones((1, N)))[0]
     samples = stats.cluster_bootstrap(statistic, groups, draws, seed)
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"value": float(values[k]), "interval": stats.defined_interval(samples[:, k])}
         for k, name in enumerate(names)
     }

@@ -122,8 +122,10 @@ def concept_vectors(
     layer = (L - 1) // 2 if layer is None else layer
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < L:
         raise ValueError(f"layer={layer!r}, wanted one of the blocks 0 to {L - 1}")
-    options = {"token": token, "batch_size": batch_size, "folder": folder, "rebuild": rebuild, "progress": progress}
-    by_layer = concept_directions(lm, words, method, templates, **options)
+    by_layer = concept_directions(
+        lm, words, method, templates, token=token, batch_size=batch_size, folder=folder, rebuild=rebuild,
+        progress=progress,
+    )  # fmt: skip
     return summarise(by_layer, layer, remove_shared)
 
 

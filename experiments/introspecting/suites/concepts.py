@@ -296,7 +296,7 @@ class Concepts:
             judged = np.array([values is not None for values in judge])
             shares = np.full((len(rows), len(self.words)), np.nan)
             if judged.any():
-                shares[judged] = answered([values for values in judge if values is not None])
+                shares[judged] = answered(np.array([values for values in judge if values is not None]))
             found[state] = {
                 "empty": np.array([not answer.strip() for answer in answers]),
                 "says": [says_something(answer) for answer in answers],
@@ -356,7 +356,8 @@ def draw(lists: Lists, config: ConceptsConfig) -> tuple[str, ...]:
 
     Raises ValueError for a group that is not there or too small.
     """
-    G, found = len(config.groups), []
+    G = len(config.groups)
+    found: list[str] = []
     for g, group in enumerate(config.groups):
         if group not in lists.concepts:
             raise ValueError(f"groups holds {group!r}; wanted some of {list(lists.concepts)}")

@@ -116,9 +116,10 @@ class Localization:
         )
         records = generate(split, self.lists)["test"]
         if not trained:
-            question = {"question": self.lists.localization_questions[kind]}
-            words = {"answers": tuple(f" {word}" for word in self.lists.strengths)} if by_word else {}
-            records = [dataclasses.replace(record, **question, **words) for record in records]
+            asked: dict[str, Any] = {"question": self.lists.localization_questions[kind]}
+            if by_word:
+                asked["answers"] = tuple(f" {word}" for word in self.lists.strengths)
+            records = [dataclasses.replace(record, **asked) for record in records]
         return tuple(records)
 
     @functools.cached_property
@@ -179,7 +180,7 @@ class Localization:
     def analyse(self, records: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """A report for each task and subject; q corrects the p-values of all of them (Benjamini and Hochberg)."""
         rows = [row for unit in records for row in unit]
-        tasks = []
+        tasks: list[dict[str, Any]] = []
         for task in self.tasks:
             own = [row for row in rows if row["task"] == task.name]
             by_subject = {name: [row for row in own if row["subject"] == name] for name in task.subjects}

@@ -1,5 +1,6 @@
 """What is steered and asked, against single passes; and what planted answers are found to say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -120,6 +121,13 @@ def test_planted_answers_give_known_accuracies(suite):
             assert 0 < low < task["versus_base"]["sizes"]["value"] < high
     page = render_page("t", "s", section(findings))
     assert page.count("<table>") == 4 + 1 and "sizes, magnitude" in page
+
+
+def test_fewer_sentences_where_no_more_are_held_out(subjects):
+    lists = read_lists("tiny")
+    suite = Localization(subjects, dataclasses.replace(lists, sentences=lists.sentences[:20]), CONFIG)
+    records = suite.tasks[-1].records
+    assert len(records[0].answers) == 5 and np.bincount([r.answer for r in records]).tolist() == [18] * 5
 
 
 def test_bad_settings_are_named():

@@ -189,3 +189,10 @@ def test_equal_texts_are_encoded_once(tiny):
     a, b = record_of(), dataclasses.replace(record_of(), id="y", answer=1)
     first, second, other = encode_all([a, b, dataclasses.replace(a, context="D")], tiny)
     assert first is second and other.prefix != first.prefix
+
+
+def test_an_answer_that_has_not_begun(tiny):
+    begun, bare = (encode(record_of(), tiny, prefix) for prefix in ("The answer is", None))
+    assert bare.prefix == begun.prefix and bare.answers == () and all(bare.perturbed)
+    assert tiny.decode(bare.prefix + bare.question).endswith("User: Q\nAssistant:")
+    assert tiny.decode(begun.question[len(bare.question) :]) == " The answer is"
