@@ -106,7 +106,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "identity": {"max_new_tokens": 32, "own_names": ("the assistant",)},
             "self_prediction": {"max_new_tokens": 24},
             "self_calibration": {"max_stated_tokens": 64},
-            "concepts": {"magnitude": 400.0, "max_new_tokens": 32},
+            "concepts": {"magnitude": 40.0, "max_new_tokens": 32},
             "localization": {"strengths": (200.0, 400.0, 800.0)},
         },
     },

@@ -28,9 +28,8 @@ training.PRESETS["tiny"] |= {
 }
 few = {"vectors": 2, "unsteered": 200, "noise": 1, "systems": 4, "magnitudes": (400.0,), "draws": 50}
 evaluation.PRESETS["tiny"]["sizes"] |= {"detection": few, "behavior": {"batch_size": 8, "draws": 50}}
-study = introspection.Study(
-    variants=("original", "food_control"), suites=("detection", "behavior"), output=sys.argv[1], parallel=int(sys.argv[2])
-)
+few_variants = {"variants": ("original", "food_control"), "suites": ("detection", "behavior")}
+study = introspection.Study(output=sys.argv[1], parallel=int(sys.argv[2]), **few_variants)
 introspection.run(study, progress=False)
 """
 

@@ -122,12 +122,12 @@ def test_validation_by_hand():
     class Part:
         records = [type("R", (), {"answer": a}) for a in (0, 0, 1, 1)]
 
-    logprobs = np.log([[0.4, 0.1], [0.1, 0.3], [0.05, 0.05], [0.2, 0.6]])
+    logprobs = np.log([[0.4, 0.1], [0.1, 0.3], [0.05, 0.05], [0.2, 0.7]])
     found = validation(Part, logprobs)
     assert found["val_accuracy"] == 0.5  # a tie goes to the first answer, which here is the wrong one
-    np.testing.assert_allclose(found["val_pair_mass"], (0.5 + 0.4 + 0.1 + 0.8) / 4)
-    np.testing.assert_allclose(found["val_loss"], -np.log([0.8, 0.25, 0.5, 0.75]).mean())
-    np.testing.assert_allclose(found["val_auroc"], 0.625)
+    np.testing.assert_allclose(found["val_pair_mass"], (0.5 + 0.4 + 0.1 + 0.9) / 4)
+    np.testing.assert_allclose(found["val_loss"], -np.log([0.8, 0.25, 0.5, 7 / 9]).mean())
+    np.testing.assert_allclose(found["val_auroc"], 0.75)
 
 
 @pytest.mark.parametrize(
