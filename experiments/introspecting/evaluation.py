@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 import models
 from experiments.introspecting.battery import Battery
 from experiments.introspecting.subjects import Subjects, make_subjects
@@ -184,7 +182,7 @@ def make_battery(
         "model": lm.base.fingerprint,
         "adapters": [lm.fingerprint, dict(subjects.variants)],
         "lists": results.content_hash(lists),
-        "concepts": None if concepts is None else hashlib.sha256(np.ascontiguousarray(concepts.vectors)).hexdigest(),
+        "concepts": None if concepts is None else hashlib.sha256(concepts.vectors.tobytes()).hexdigest(),
         "tasks": results.content_hash(tasks),
         "judge": judge and judge.fingerprint,
         "versions": results.versions(),

@@ -398,7 +398,7 @@ def held_out_results(examples: Examples, logprobs: np.ndarray) -> list[Result]:
     ]
     if logprobs.shape[1] == 2 and len(set(labels)) == 2:
         places = {record.conversation: k for k, record in enumerate(examples.records)}
-        groups = [places[record.conversation] for record in examples.records]
+        groups = np.asarray([places[record.conversation] for record in examples.records])
         report = detection.detection_report(logprobs[:, 0] - logprobs[:, 1], labels == 0, groups, 0.0, "high")
         found.append(Result("AUROC on held-out records", report["auroc"]["value"], report["auroc"]["interval"], n))
     return found

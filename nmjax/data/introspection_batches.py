@@ -69,8 +69,8 @@ class Examples:
 
     def with_widths(self, *others: Examples) -> Examples:
         """The same, as wide as the widest of all."""
-        widest = tuple(max(part.widths[k] for part in (self, *others)) for k in (0, 1))
-        return dataclasses.replace(self, widths=widest)
+        prefixes, rows = zip(*(part.widths for part in (self, *others)), strict=True)
+        return dataclasses.replace(self, widths=(max(prefixes), max(rows)))
 
     def batch(self, chosen: Sequence[int]) -> Batch:
         """The chosen records as arrays.
@@ -112,7 +112,7 @@ class Examples:
             coefficients[k, slice(*record.layers)] = record.magnitude
             spans[:, k] = span(one)
             if record.kind == "noise":
-                vectors[k, : len(one.prefix)] = unit_vectors(len(one.prefix), D, record.noise_seed)
+                vectors[k, : len(one.prefix)] = unit_vectors(len(one.prefix), D, record.noise_seed)  # type: ignore[arg-type]
             else:
                 vectors[k] = self.vectors[record.vector]
         return {"vectors": vectors, "coefficients": coefficients, "start": spans[0], "end": spans[1]}

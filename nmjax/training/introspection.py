@@ -77,7 +77,7 @@ def answer_logprobs(
     else:
         effects = _effects(batch, R) if perturbed else ()
         hidden = _one_segment(module, variables, batch, rows, rows_mask, effects, key)
-    logits = module.apply(variables, hidden[:, -A:], method="unembed")
+    logits: Any = module.apply(variables, hidden[:, -A:], method="unembed")
     logprobs = jax.nn.log_softmax(logits).reshape(B, R, A, -1)
     by_answer = jnp.broadcast_to(logprobs, (B, batch["answers"].shape[1], *logprobs.shape[2:])) if R == 1 else logprobs
     of_tokens = jnp.take_along_axis(by_answer, batch["answers"][..., None], axis=-1)[..., 0]
