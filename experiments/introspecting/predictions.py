@@ -130,11 +130,11 @@ def _better_calibrated(versus: Mapping[str, Any]) -> Verdict:
     claim = "self-calibration of original beats that of the base: stated probabilities fit its answers better"
     change = versus["kl_actual_stated"]
     if change["interval"] is None:
-        return Verdict(claim, MISSING, f"{versus['n']} prompts have statements of both that can be read")
+        return Verdict(claim, MISSING, f"{change['n']} prompts have statements of both that can be read")
     low, high = change["interval"]
     verdict = "supported" if high < 0 else "contradicted" if low > 0 else "undecided"
     found = with_interval(change["difference"], change["interval"], sign=True)
-    return Verdict(claim, verdict, f"KL(actual || stated) differs by {found} nats over {versus['n']} prompts")
+    return Verdict(claim, verdict, f"KL(actual || stated) differs by {found} nats over {change['n']} prompts")
 
 
 def _localizes(tasks: list[Mapping[str, Any]]) -> Verdict:

@@ -78,8 +78,8 @@ def test_vague_prompt_is_judged_in_its_own_words():
     [([-2, -1], "supported"), ([0.5, 1], "contradicted"), ([-1, 1], "undecided"), (None, "undecided")],
 )
 def test_self_calibration(interval, verdict):
-    change = {"difference": None if interval is None else sum(interval) / 2, "interval": interval}
-    findings = {"self_calibration": {"versus_base": {"original": {"n": 10, "kl_actual_stated": change}}}}
+    change = {"difference": None if interval is None else sum(interval) / 2, "interval": interval, "n": 10}
+    findings = {"self_calibration": {"versus_base": {"original": {"kl_actual_stated": change}}}}
     (found,) = verdicts(findings, {})
     assert found.verdict == verdict
 
