@@ -68,6 +68,7 @@ def test_a_training_that_is_done_is_read(lm, trained):
     assert again.run(progress=False) == found
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on(lm, trained, tmp_path, monkeypatch):
     whole, found = trained
     training = Training(dataclasses.replace(whole.settings, output=str(tmp_path)), lm)
