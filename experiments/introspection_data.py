@@ -89,7 +89,8 @@ def run(settings: Settings) -> list[pathlib.Path]:
         splits = introspection_split.generate(config, lists)
         files = {name: to_jsonl(records) for name, records in splits.items()}
     folder = pathlib.Path(settings.output)
-    (folder / "summary.json").unlink(missing_ok=True)  # it would vouch for files that are not its own any more
+    for name in ("summary.json", *(f"{split}.jsonl" for split in introspection_split.SPLITS)):
+        (folder / name).unlink(missing_ok=True)  # none of an earlier run is to be taken for one of this
     written = [results.write_atomic(folder / f"{name}.jsonl", text) for name, text in files.items()]
     found = {
         "settings": settings,

@@ -168,6 +168,9 @@ def make_battery(
     Raises:
       ValueError: lists, tasks or a judge that can't be had, or that don't fit the model or its tokenizer.
     """
+    tokenizer = subjects.lm.tokenizer
+    if tokenizer is None or not tokenizer.chat_template:
+        raise ValueError(f"model={settings.model!r} has no tokenizer with a chat template; wanted one, to ask in chats")
     lists, lm = read_lists(settings.lists), subjects.lm
     tasks = read_tasks(settings.tasks) if "self_prediction" in settings.suites else None
     judge = None if settings.judge is None else models.load(settings.judge)

@@ -234,6 +234,20 @@ def test_every_epoch_has_every_record_once():
     held = held_out_batches(many, 4)
     assert [counts.tolist() for counts, _ in held] == [[True] * 4, [True, True, False, False]]
     assert np.concatenate([batch["index"][counts] for counts, batch in held]).tolist() == list(range(6))
+    ((counts, batch),) = held_out_batches(many, 8)  # as many rows as a mesh divides, whatever there is
+    assert counts.sum() == 6 and batch["index"].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+
+
+def test_noise_has_a_vector_of_its_own_at_every_position():
+    """Which one does not depend on where the span begins."""
+    kind = {"kind": "noise", "noise_seed": 5, "layers": (0, 2), "magnitude": 2.0}
+    inside = [(True,) * 4, (False, True, True, False)]
+    segments = [Segments((3, 4, 5, 6), (7,), at, ((20,), (21,))) for at in inside]
+    batch = Examples([record(k, **kind) for k in range(2)], segments, VECTORS, L).batch(range(2))
+    drawn = unit_vectors(4, D, 5)
+    np.testing.assert_array_equal(batch["vectors"][0], drawn)
+    np.testing.assert_array_equal(batch["vectors"][1, :2], drawn[1:3])
+    assert (batch["start"].tolist(), batch["end"].tolist()) == ([0, 1], [4, 3])
 
 
 def test_bad_examples_are_named():
@@ -241,7 +255,14 @@ def test_bad_examples_are_named():
     for records, segments, message in [
         ([], [], "at least one"),
         ([steered], SINGLE.segments[:1], "vector is 7; wanted below 5"),
+        ([record(0, kind="steered", vector=-1, layers=(0, 2), magnitude=1.0)], SINGLE.segments[:1], "vector is -1"),
         ([record(0, kind="steered", vector=1, layers=(0, 9), magnitude=1.0)], SINGLE.segments[:1], "the model has 3"),
+        ([record(0, kind="steered", vector=1, layers=(2, 2), magnitude=1.0)], SINGLE.segments[:1], "layers is"),
+        (
+            [record(0, kind="steered", vector=1, layers=(0, 2), magnitude=np.nan)],
+            SINGLE.segments[:1],
+            "magnitude is nan",
+        ),
         ([record(0), record(1)], [SINGLE.segments[0], SEVERAL.segments[0]], "as many in all"),
     ]:
         with pytest.raises(ValueError, match=message):
