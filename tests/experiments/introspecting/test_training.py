@@ -187,8 +187,7 @@ def test_what_does_not_fit_the_model_is_said_before_training(lm, tmp_path):
     ]:
         with pytest.raises((ValueError, OSError), match=message):
             Training(make_settings("tiny", CHANGES | change | {"output": str(tmp_path / "x")}), lm)
-    short = lm.config
-    narrow = dataclasses.replace(lm, module=models.Llama(dataclasses.replace(short, max_positions=20)))
+    narrow = dataclasses.replace(lm, module=models.Llama(dataclasses.replace(lm.config, max_positions=20)))
     with pytest.raises(ValueError, match="train has a record of .* tokens, wanted at most 20"):
         Training(make_settings("tiny", CHANGES | {"output": str(tmp_path / "x")}), narrow)
     mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))

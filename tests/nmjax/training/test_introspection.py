@@ -251,18 +251,16 @@ def test_noise_has_a_vector_of_its_own_at_every_position():
 
 
 def test_bad_examples_are_named():
-    steered = record(0, kind="steered", vector=7, layers=(0, 2), magnitude=1.0)
+    def steered(vector=1, layers=(0, 2), magnitude=1.0):
+        return [record(0, kind="steered", vector=vector, layers=layers, magnitude=magnitude)]
+
     for records, segments, message in [
         ([], [], "at least one"),
-        ([steered], SINGLE.segments[:1], "vector is 7; wanted below 5"),
-        ([record(0, kind="steered", vector=-1, layers=(0, 2), magnitude=1.0)], SINGLE.segments[:1], "vector is -1"),
-        ([record(0, kind="steered", vector=1, layers=(0, 9), magnitude=1.0)], SINGLE.segments[:1], "the model has 3"),
-        ([record(0, kind="steered", vector=1, layers=(2, 2), magnitude=1.0)], SINGLE.segments[:1], "layers is"),
-        (
-            [record(0, kind="steered", vector=1, layers=(0, 2), magnitude=np.nan)],
-            SINGLE.segments[:1],
-            "magnitude is nan",
-        ),
+        (steered(vector=7), SINGLE.segments[:1], "vector is 7; wanted below 5"),
+        (steered(vector=-1), SINGLE.segments[:1], "vector is -1"),
+        (steered(layers=(0, 9)), SINGLE.segments[:1], "the model has 3"),
+        (steered(layers=(2, 2)), SINGLE.segments[:1], r"layers is \(2, 2\)"),
+        (steered(magnitude=float("nan")), SINGLE.segments[:1], "magnitude is nan"),
         ([record(0), record(1)], [SINGLE.segments[0], SEVERAL.segments[0]], "as many in all"),
     ]:
         with pytest.raises(ValueError, match=message):
