@@ -83,6 +83,8 @@ def examples_of(settings: TrainingSettings, lm: LanguageModel, records: Mapping[
         for split, part in records.items()
     }
     for split, part in found.items():
+        if len(part.records) < 2:
+            raise ValueError(f"{split} has 1 record, wanted at least 2, for intervals")
         longest = max(len(one.prefix) + part.row_length(one) for one in part.segments)
         if longest > lm.config.max_positions:
             raise ValueError(f"{split} has a record of {longest} tokens, wanted at most {lm.config.max_positions}")
@@ -304,7 +306,8 @@ def validation(examples: Examples, logprobs: np.ndarray) -> dict[str, float | No
 
 
 def held_out_results(examples: Examples, logprobs: np.ndarray) -> list[Result]:
-    """For the model card: accuracy, pair mass and, of two answers, AUROC, with intervals by conversation."""
+    """For the model card: accuracy, pair mass and, of two answers, AUROC, with intervals; that of AUROC draws whole
+    conversations."""
     labels, n = _labels(examples), len(examples.records)
     low, high = stats.wilson_interval(int((logprobs.argmax(1) == labels).sum()), n)
     right = float(np.mean(logprobs.argmax(1) == labels))
