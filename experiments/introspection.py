@@ -13,9 +13,11 @@ Every stage that is done stays done: the same command goes on where it was kille
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +31,7 @@ import models
 from experiments import introspection_data, introspection_eval
 from experiments.introspecting import evaluation, training
 from experiments.introspecting.report import Report
-from experiments.introspecting.training import Training, TrainingSettings
+from experiments.introspecting.training import Training, TrainingSettings, read_training
 from models.families import read_config
 from models.files import find, read_json
 from nmjax import flags as nm_flags
@@ -48,9 +50,9 @@ class Study:
     Attributes:
       preset: of the training and of the evaluation.
       variants: to train.
-      seed: of the data, the trainings and the battery.
+      seed: of the trainings and the battery.
       steps: of each training; None is the preset's.
-      parallel: trainings at a time, each in a process of its own; on GPUs each has one.
+      parallel: trainings at a time, each in a process of its own, with a GPU of its own where there are any.
       suites: to ask.
       output: gets `data/<variant>`, `adapters/<variant>`, and the battery's files.
     Raises:
@@ -103,17 +105,37 @@ def make_data(study: Study, layers: int) -> None:
         drawn |= {"seed": settings.data_seed, "layers": layers, "output": settings.data}
         wanted = introspection_data.Settings(**drawn)
         summary = pathlib.Path(wanted.output) / "summary.json"
-        if not summary.exists() or results.load_json(summary)["settings"] != results.jsonable(wanted):
+        if not summary.exists() or results.load_json(summary).get("settings") != results.jsonable(wanted):
             introspection_data.run(wanted)
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them; JAX would take them to tell."""
+    if "cpu" in (os.environ.get("JAX_PLATFORMS"), os.environ.get("JAX_PLATFORM_NAME")):
+        return []
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        # CUDA's own rule: what follows a number below 0 counts for nothing.
+        return list(itertools.takewhile(lambda name: name and name[0] != "-", map(str.strip, chosen.split(","))))
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout
+    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
 
 
 def train_side_by_side(study: Study, progress: bool = True) -> None:
     """Every variant in a process of its own, `study.parallel` at a time.
 
-    Raises ValueError where one failed, with the end of what it said; the others are stopped, and go on next time.
+    Raises ValueError for fewer GPUs than that (but not for none), or where a training failed, with the end of what it
+    said; the others are stopped, and go on next time.
     """
     settings = {variant: study.training(variant) for variant in study.variants}
-    waiting = [v for v, one in settings.items() if not (pathlib.Path(one.output) / "training.json").exists()]
+    waiting = [variant for variant, one in settings.items() if read_training(pathlib.Path(one.output)) is None]
+    devices = gpus()
+    if devices and study.parallel > len(devices):
+        raise ValueError(
+            f"parallel={study.parallel}, wanted at most {len(devices)}, the number of GPUs (JAX_PLATFORMS=cpu does "
+            "without them)"
+        )
     running: dict[int, tuple[str, subprocess.Popen]] = {}  # by slot
     total, done = 100 * len(waiting), 0
     with tqdm(total=total, unit="%", desc="training", disable=not progress or not waiting) as bar:
@@ -122,7 +144,8 @@ def train_side_by_side(study: Study, progress: bool = True) -> None:
                 for slot in range(study.parallel):
                     if slot not in running and waiting:
                         variant = waiting.pop(0)
-                        running[slot] = variant, _start(settings[variant], slot, study.preset)
+                        device = devices[slot] if devices else None
+                        running[slot] = variant, _start(settings[variant], device, study.preset)
                 time.sleep(1)
                 for slot, (variant, process) in list(running.items()):
                     if process.poll() is None:
@@ -137,10 +160,12 @@ def train_side_by_side(study: Study, progress: bool = True) -> None:
         finally:
             for _, process in running.values():
                 process.terminate()
+            for _, process in running.values():
+                process.wait()
 
 
-def _start(settings: TrainingSettings, slot: int, preset: str) -> subprocess.Popen:
-    """The training as a process that sees one GPU, if there are any."""
+def _start(settings: TrainingSettings, device: str | None, preset: str) -> subprocess.Popen:
+    """The training as a process that sees this GPU only."""
     command = [sys.executable, "-m", "experiments.introspection_train", f"--preset={preset}"]
     for name, value in dataclasses.asdict(settings).items():
         if value is not None and name != "output":
@@ -148,13 +173,10 @@ def _start(settings: TrainingSettings, slot: int, preset: str) -> subprocess.Pop
             command.append(f"--{name}={text}")
     folder = pathlib.Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
-    log = open(_log(settings), "wb")  # noqa: SIM115  the process writes on
-    return subprocess.Popen(
-        [*command, f"--output={folder.parent}"],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": str(slot)},
-    )
+    command.append(f"--output={folder.parent}")
+    environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+    with open(_log(settings), "wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _log(settings: TrainingSettings) -> pathlib.Path:
@@ -173,10 +195,11 @@ def run(study: Study, progress: bool = True) -> tuple[Report, list[pathlib.Path]
     make_data(study, read_config(read_json(find(settings.model) / "config.json")).layers)
     if study.parallel > 1:
         train_side_by_side(study, progress)  # before this process takes a device for itself
-    lm = models.load(settings.model, settings.dtype)
-    for variant in study.variants:
-        Training(study.training(variant), lm).run(progress)
-    return introspection_eval.run(settings, lm, study.folder, progress)
+    base = models.load(settings.model, settings.dtype, host=True)
+    trainings = [Training(study.training(variant), base) for variant in study.variants]  # all are checked first
+    for one in trainings:
+        one.run(progress)
+    return introspection_eval.run(settings, models.load(settings.model, settings.dtype), study.folder, progress)
 
 
 def define_flags() -> None:

@@ -89,6 +89,8 @@ def run(settings: Settings) -> list[pathlib.Path]:
         splits = introspection_split.generate(config, lists)
         files = {name: to_jsonl(records) for name, records in splits.items()}
     folder = pathlib.Path(settings.output)
+    for name in ("summary.json", *(f"{split}.jsonl" for split in introspection_split.SPLITS)):
+        (folder / name).unlink(missing_ok=True)  # none of an earlier run is to be taken for one of this
     written = [results.write_atomic(folder / f"{name}.jsonl", text) for name, text in files.items()]
     found = {
         "settings": settings,

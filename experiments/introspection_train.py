@@ -19,11 +19,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import flags
 
 import models
-from experiments.introspecting import training
-from experiments.introspecting.training import NAME, PRESETS, SCHEDULES, Training, TrainingSettings, make_settings
+from experiments.introspecting.training import RESULT, Training
+from experiments.introspecting.training_settings import NAME, PRESETS, SCHEDULES, TrainingSettings, make_settings
 from models.checkpoint import DTYPES
 from nmjax import flags as nm_flags
 from nmjax import paths
@@ -103,16 +104,18 @@ def main(_: Sequence[str]) -> None:
     try:
         mesh = distributed.start(flags.FLAGS.mesh, nm_flags.filled(launch.Launch))
         settings = settings_of_flags()
-        lm = models.load(settings.model, settings.dtype)
+        lm = models.load(settings.model, settings.dtype, host=True)
         found = Training(settings, lm, mesh).run()
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{NAME}: {error}")
+    if jax.process_index() > 0:
+        return
     best = found["best"]
     print(f"\n{settings.variant}: {found['steps']} steps, {found['trainable']:,} trained numbers")
     for name, result in found["test"].items():
         print(f"  {name}: {with_interval(result['value'], result['interval'])} (n = {result['n']:,})")
     print(f"  best on validation records: accuracy {best['val_accuracy']:.3f} at step {best['step']}")
-    print(f"Written: {settings.output}/{{final,best,step_<n>}}, {training.curves.__name__}.png, training.json")
+    print(f"Written: {settings.output}/{{final,best,step_<n>}}, curves.png, {RESULT}")
 
 
 if __name__ == "__main__":

@@ -32,16 +32,21 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 Progress = Callable[[list[Tensor]], Iterable[Tensor]]  # wraps the iteration over tensors, as `tqdm.tqdm` does
 
 
-def load(model: str | Path, dtype: str | None = None, *, progress: Progress = iter) -> LanguageModel:
+def load(
+    model: str | Path, dtype: str | None = None, *, host: bool = False, progress: Progress = iter
+) -> LanguageModel:
     """Reads a checkpoint in Hugging Face format.
 
     Args:
       model: a folder (as given, or relative to the project), else the id of a model on the hub.
       dtype: 'float32', 'bfloat16' or 'float16' converts every tensor; None keeps each as it is stored.
+      host: leaves the parameters in the host's memory, as NumPy arrays; those that need no other dtype are views of the
+        files, which must not change. For models that are to be stacked, or spread over devices, leaf by leaf.
       progress: wraps the list of tensors while they load; `tqdm.tqdm` shows a bar.
     Returns:
-      The model with layers unrolled (`layers_0`, `layers_1`, ...) on the default device. Its tokenizer is None where
-      the folder has none; `eos_ids` are those of generation_config.json if it names any, else of config.json.
+      The model with layers unrolled (`layers_0`, `layers_1`, ...), without `host` on the default device. Its tokenizer
+      is None where the folder has none; `eos_ids` are those of generation_config.json if it names any, else of
+      config.json.
     Raises:
       CheckpointError: anything in the way of a faithful model, naming the file or tensor.
     """
@@ -55,7 +60,9 @@ def load(model: str | Path, dtype: str | None = None, *, progress: Progress = it
     params: dict = {}
     for tensor in progress(table):
         for path, leaf in zip(tensor.ours, tensor.from_hf(stored[tensor.hf].view()), strict=True):
-            _insert(params, path, _place(leaf, dtype, tensor.hf))
+            wanted = np.dtype(DTYPES[dtype] if dtype else leaf.dtype)
+            ready = leaf if host and leaf.dtype == wanted else _copy(leaf, wanted, tensor.hf)
+            _insert(params, path, ready if host else jax.device_put(ready))
     if config.tied and TIED_HEAD in stored:
         _check_tied_head(folder, stored, table[0].hf)
     config = dataclasses.replace(config, dtype=str(params["embed"]["embedding"].dtype))
@@ -95,13 +102,12 @@ def _check_tied_head(folder: Path, stored: dict[str, Stored], name: str) -> None
         )
 
 
-def _place(leaf: np.ndarray, dtype: str | None, name: str) -> jax.Array:
+def _copy(leaf: np.ndarray, wanted: np.dtype, name: str) -> np.ndarray:
     """A view of the file -> the parameter, in memory of its own.
 
     On CPU the device takes over an array aligned to 64 bytes instead of copying it, so the memory is allocated that way
     and never touched again.
     """
-    wanted = np.dtype(DTYPES[dtype] if dtype else leaf.dtype)
     size = leaf.size * wanted.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -109,11 +115,11 @@ def _place(leaf: np.ndarray, dtype: str | None, name: str) -> jax.Array:
     with np.errstate(over="ignore"):
         np.copyto(placed, leaf, casting="unsafe")
     if wanted not in (leaf.dtype, np.float32) and np.isinf(placed).any() and not np.isinf(leaf).any():
-        raise CheckpointError(f"{name} holds values beyond the range of dtype={dtype!r}, wanted another dtype")
-    return jax.device_put(placed)
+        raise CheckpointError(f"{name} holds values beyond the range of dtype={wanted.name!r}, wanted another dtype")
+    return placed
 
 
-def _insert(tree: dict, path: tuple[str, ...], leaf: jax.Array) -> None:
+def _insert(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf

@@ -8,10 +8,12 @@ padding, a cache and shared prefixes are one mechanism.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.config import LlamaConfig
 from models.rope import rotate
@@ -19,7 +21,7 @@ from nmjax.adapters import LORA, SETTINGS, adapt
 from nmjax.interventions.effect import Context, Effect, plain_context
 from nmjax.interventions.sites import ACTIVATIONS, visit
 from nmjax.row_sum import row_sum
-from nmjax.training.sharding import look_up, pin
+from nmjax.training.sharding import look_up, pin, spread
 
 Cache = list[dict[str, jax.Array]]  # one {"k", "v"} of [B, K, S, H] a layer; with stacked layers one of [L, B, K, S, H]
 Effects = tuple[Effect, ...]
@@ -236,11 +238,26 @@ class ScannedLlama(Llama):
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
-def stack_layers(params: dict) -> dict:
-    """Parameters of `Llama` -> parameters of `ScannedLlama`."""
+def stack_layers(params: dict, places: Any = None) -> dict:
+    """Parameters of `Llama` -> parameters of `ScannedLlama`.
+
+    NumPy arrays are stacked in the host's memory, and each goes to its device before the next: none holds more than the
+    result.
+
+    Args:
+      places: shardings, in a tree like the result; None is the default device.
+    """
     layers = sum(name.startswith("layers_") for name in params)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(layers)))
-    return {**{k: v for k, v in params.items() if not k.startswith("layers_")}, "layers": stacked}
+    blocks = [params[f"layers_{i}"] for i in range(layers)]
+    rest = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
+
+    def stack(*leaves):
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+
+    if places is None:
+        return jax.device_put(rest) | {"layers": jax.tree.map(lambda *leaves: jax.device_put(stack(*leaves)), *blocks)}
+    stacked = jax.tree.map(lambda place, *leaves: spread(stack(*leaves), place), places["layers"], *blocks)
+    return spread(rest, {name: places[name] for name in rest}) | {"layers": stacked}
 
 
 def unstack_layers(params: dict) -> dict:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,7 @@ from nmjax.training.lora import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+_NEW = ".saving-"
 _BASE = "nmjax_base"  # in the metadata: the fingerprint of the model that the adapter was trained on
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
@@ -142,7 +144,9 @@ def save_adapter(lm: LanguageModel, adapter: Adapter, folder: str | Path, card: 
     config = _config(adapter.config, ranks, scales, list(known))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    for leftover in folder.glob(f"{_NEW}*"):  # of a run that was killed here
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=_NEW, dir=folder) as temporary:
         new = Path(temporary)
         metadata = {"format": "pt", _BASE: lm.base.fingerprint}
         (new / WEIGHTS).write_bytes(with_sorted_metadata(safetensors.numpy.save(arrays, metadata)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -33,10 +34,12 @@ class Battery:
     def _run(self, name: str, suite: Suite, progress: bool) -> dict[str, Any]:
         plan = {"suite": name, **self.plans[name]}
         stem = f"{name}_{results.content_hash(plan)[:12]}"
-        done = self.folder / f"{stem}.json"
+        done, partial, whole = (self.folder / f"{stem}{end}" for end in (".json", ".partial.jsonl", ".jsonl"))
         if done.exists():
+            if partial.exists():  # killed after the findings were written
+                os.replace(partial, whole)
             return results.load_json(done)
-        with results.JsonlLog(self.folder / f"{stem}.partial.jsonl", plan) as log:
+        with results.JsonlLog(partial, plan) as log:
             with tqdm(total=suite.units, initial=len(log.done), unit="unit", desc=name, disable=not progress) as bar:
                 for unit in range(suite.units):
                     if unit not in log.done:
@@ -44,5 +47,5 @@ class Battery:
                         bar.update()
             findings = results.jsonable(suite.analyse([log.done[unit] for unit in range(suite.units)]))
             results.write_json(done, findings)
-            log.finish(self.folder / f"{stem}.jsonl")
+            log.finish(whole)
         return findings

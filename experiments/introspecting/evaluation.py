@@ -20,6 +20,7 @@ from experiments.introspecting.suites.self_calibration import Config as SelfCali
 from experiments.introspecting.suites.self_calibration import SelfCalibration
 from experiments.introspecting.suites.self_prediction import Config as SelfPredictionConfig
 from experiments.introspecting.suites.self_prediction import SelfPrediction
+from experiments.introspecting.training import read_training
 from nmjax.adapters import Adapter
 from nmjax.data.introspection import WORDINGS, Lists, read_lists
 from nmjax.data.introspection_records import MAGNITUDES
@@ -142,7 +143,7 @@ def read_subjects(settings: EvaluationSettings, base: LanguageModel) -> tuple[Su
             raise ValueError(f"adapters holds {given!r}, wanted NAME=FOLDER or NAME:VARIANT=FOLDER")
         if name in adapters:
             raise ValueError(f"adapters has {name!r} twice, wanted different names")
-        training = _training_beside(folder)
+        training = read_training(pathlib.Path(folder).parent)
         if training is not None:
             trainings[name] = training
             variant = variant or training["identity"]["config"]["variant"]
@@ -151,11 +152,6 @@ def read_subjects(settings: EvaluationSettings, base: LanguageModel) -> tuple[Su
             raise ValueError(f"adapters: {name!r} is of the variant {variant!r}, wanted one of {', '.join(WORDINGS)}")
         adapters[name] = models.read_adapter(base, folder), variant or None
     return make_subjects(base, adapters), trainings
-
-
-def _training_beside(folder: str) -> dict[str, Any] | None:
-    path = pathlib.Path(folder).parent / "training.json"
-    return results.load_json(path) if path.is_file() else None
 
 
 # --- What is asked ----------------------------------------------------------------------------------------------------
@@ -172,10 +168,13 @@ def make_battery(
     Raises:
       ValueError: lists, tasks or a judge that can't be had, or that don't fit the model or its tokenizer.
     """
+    tokenizer = subjects.lm.tokenizer
+    if tokenizer is None or not tokenizer.chat_template:
+        raise ValueError(f"model={settings.model!r} has no tokenizer with a chat template; wanted one, to ask in chats")
     lists, lm = read_lists(settings.lists), subjects.lm
-    concepts = _concepts(settings, lists, lm, progress) if set(OF_CONCEPTS) & set(settings.suites) else None
     tasks = read_tasks(settings.tasks) if "self_prediction" in settings.suites else None
     judge = None if settings.judge is None else models.load(settings.judge)
+    concepts = _concepts(settings, lists, lm, progress) if set(OF_CONCEPTS) & set(settings.suites) else None
     by_word = None if concepts is None else dict(zip(concepts.words, concepts.vectors, strict=True))
     beside = {"detection": (by_word,), "concepts": (concepts, judge), "self_prediction": (tasks,)}
     common = {

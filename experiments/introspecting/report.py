@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class Report:
     def verdicts(self) -> Verdicts:
         return Verdicts(predictions.verdicts(self.findings, self.trainings))
 
+    @functools.cached_property
     def blocks(self) -> list[Block]:
         blocks: list[Block] = [Heading("The predictions"), self.verdicts()]
         if self.trainings:
@@ -59,12 +61,12 @@ class Report:
     def html(self) -> str:
         names = ", ".join(self.identity["config"]["adapters"]) or "no adapter"
         subtitle = f"{self.identity['config']['model']} with {names}, {made_at(self.identity)}"
-        return render_page("Introspection", subtitle, self.blocks())
+        return render_page("Introspection", subtitle, self.blocks)
 
     def text(self) -> str:
         """Verdicts and tables."""
         parts = ["The predictions\n" + self.verdicts().text()]
-        for block in self.blocks():
+        for block in self.blocks:
             if isinstance(block, Heading):
                 parts.append(f"# {block.text}")
             elif isinstance(block, Table):
@@ -74,7 +76,7 @@ class Report:
     def pictures(self) -> dict[str, bytes]:
         """PNG bytes by name of the section and number in it."""
         section, found = "", {}
-        for block in self.blocks():
+        for block in self.blocks:
             if isinstance(block, Heading):
                 section, count = next((k for k, title in TITLES.items() if title == block.text), "training"), 0
             elif isinstance(block, Picture):
@@ -119,12 +121,14 @@ def training_blocks(trainings: Mapping[str, dict[str, Any]]) -> list[Block]:
             + tests
             + [""] * (3 - len(tests))
         )
+    equal = len({(training["steps"], training["identity"]["config"]["seed"]) for training in trainings.values()}) == 1
+    how = "the same number of steps, with the same seed" if equal else "numbers of steps or seeds of their own"
     headers = ["adapter", "variant", "steps", "seed", "trained numbers", "best validation accuracy", "at step"]
     headers += ["accuracy, held out", "answer mass, held out", "AUROC, held out"]
     return [
         Paragraph(
-            "All trainings take the same number of steps, with the same seed and the same order of records, and are "
-            "compared at their last step. Held-out records have conversations, questions and vectors of their own."
+            f"The trainings took {how}. Held-out results are those of the last step; where the records were drawn "
+            "here, the held-out ones have conversations, questions and vectors of their own."
         ),
         Picture(
             curves_figure([panel for panel in panels if panel.curves]),

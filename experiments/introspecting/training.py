@@ -2,16 +2,16 @@
 
 A folder holds, when it is done, `final/`, `best/` and `step_<n>/` (adapters in PEFT's format), `curves.png` and
 `training.json`, which is written last: a run that was killed goes on from its newest checkpoint, and one that is done
-is read from there.
+is read from there. Until then `checkpoints/plan.json` says whose folder it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 import models
+from experiments.introspecting.training_settings import NAME, PRESETS, TrainingSettings, make_settings
 from models.adapter_card import AdapterCard, Result
 from nmjax.adapters import LORA, Adapter
-from nmjax.data.introspection import WORDINGS, read_lists
+from nmjax.data.introspection import read_lists
 from nmjax.data.introspection_batches import Examples, held_out_batches, training_batches
 from nmjax.data.introspection_chat import encode_all
 from nmjax.data.introspection_records import Record, read_records, summary, unit_vectors
@@ -33,151 +34,13 @@ from nmjax.report import results
 from nmjax.report.plots_training import Curve, CurvePanel, curves_figure
 from nmjax.training import lora
 from nmjax.training.checkpoint import Checkpoints
-from nmjax.training.introspection import IntrospectionLoss, answer_logprobs, introspection_loss
-from nmjax.training.loop import TrainConfig, train
+from nmjax.training.introspection import answer_logprobs, introspection_loss
+from nmjax.training.loop import train
 from nmjax.training.sharding import gather, place, shardings, spread
 
-NAME = "introspection_train"
-SCHEDULES = ("linear", "cosine")
+__all__ = ["PRESETS", "RESULT", "Training", "TrainingSettings", "make_settings"]
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """One training; the defaults are the published ones.
-
-    Attributes:
-      model, dtype: the base, and the dtype of its parameters; None is as they are stored.
-      variant: a key of `nmjax.data.introspection.WORDINGS`.
-      data: folder with train.jsonl, val.jsonl and, if it has one, test.jsonl, or None: records are drawn as
-        `SplitConfig` says, from `lists`, `data_seed`, `n`, `vectors`, `magnitudes`, `noise`, `systems`, `sentences`.
-      vectors_seed: of the unit vectors.
-      lora_r: rank; None is 16, and 1 for r1_minimal. lora_alpha: None is twice the rank.
-      lora_targets, lora_dropout, rslora: as in `LoraConfig`.
-      loss, kl_to_base, segments: as in `IntrospectionLoss`.
-      steps: None is `epochs` of the training records. Variants of equal sizes train for equally many.
-      batch_size: records a step, in `accumulate` parts.
-      lr, warmup, schedule: peak, steps of linear growth, and how it falls to 0 from there.
-      seed: of the adapter's start, the order of records and dropout.
-      eval_every, eval_records: steps between two validations, and on how many records.
-      save_every: steps between two checkpoints, each with an adapter of its own.
-      steps_per_call: that one compiled call scans over.
-    Raises:
-      ValueError: a value out of range.
-    """
-
-    model: str = "Qwen/Qwen2.5-Coder-32B-Instruct"
-    dtype: str | None = None
-    variant: str = "original"
-    data: str | None = None
-    lists: str = "bundled"
-    data_seed: int = 42
-    n: int = 10_000
-    vectors: int = 200
-    vectors_seed: int = 42
-    magnitudes: tuple[float, ...] = SplitConfig.magnitudes
-    noise: float = SplitConfig.noise
-    systems: float = SplitConfig.systems
-    sentences: int = SplitConfig.sentences
-    lora_r: int | None = None
-    lora_alpha: float | None = None
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    lora_dropout: float = 0.05
-    rslora: bool = False
-    loss: str = "pair"
-    kl_to_base: float = 0.0
-    segments: int = 2
-    steps: int | None = None
-    epochs: float = 3.0
-    batch_size: int = 8
-    accumulate: int = 1
-    lr: float = 2e-4
-    warmup: int = 100
-    schedule: str = "linear"
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    seed: int = 0
-    eval_every: int = 200
-    eval_records: int = 200
-    save_every: int = 500
-    steps_per_call: int = 1
-    mesh: str = ""
-    output: str = f"results/{NAME}"
-
-    def __post_init__(self):
-        if self.variant not in WORDINGS:
-            raise ValueError(f"variant={self.variant!r}, wanted one of {list(WORDINGS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r}, wanted one of {list(SCHEDULES)}")
-        for name in ("batch_size", "accumulate", "eval_every", "eval_records", "save_every", "steps_per_call"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, wanted 1 or more")
-        for name in ("eval_every", "save_every"):
-            if getattr(self, name) % self.steps_per_call:
-                wanted = f"a multiple of steps_per_call={self.steps_per_call}"
-                raise ValueError(f"{name}={getattr(self, name)}, wanted {wanted}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate}, wanted a divisor of batch_size={self.batch_size}")
-        if self.lr <= 0 or self.epochs <= 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError(f"lr={self.lr}, epochs={self.epochs}, steps={self.steps}, wanted numbers above 0")
-        self.lora, self.objective  # noqa: B018  they check what they are made of
-
-    @property
-    def lora(self) -> lora.LoraConfig:
-        r = (1 if self.variant == "r1_minimal" else 16) if self.lora_r is None else self.lora_r
-        return lora.LoraConfig(r, self.lora_alpha, self.lora_targets, self.rslora, self.lora_dropout)
-
-    @property
-    def objective(self) -> IntrospectionLoss:
-        return IntrospectionLoss(self.loss, self.kl_to_base, self.segments)
-
-    def recipe(self, records: int) -> TrainConfig:
-        """Of the training loop, for so many training records. Raises ValueError for too short a run."""
-        steps = self.steps or int(records * self.epochs / self.batch_size)
-        steps -= steps % self.steps_per_call
-        if steps <= self.warmup:
-            raise ValueError(f"steps={steps} (a multiple of steps_per_call), wanted more than warmup={self.warmup}")
-        return TrainConfig(
-            steps=steps,
-            peak_lr=self.lr,
-            warmup=self.warmup,
-            decay=steps - self.warmup if self.schedule == "linear" else 0,
-            weight_decay=self.weight_decay,
-            b2=0.999,
-            clip=self.clip,
-            accumulate=self.accumulate,
-            scan=self.steps_per_call,
-            log_every=min(self.eval_every, 10),
-            watch_every=math.gcd(self.eval_every, self.save_every),
-            save_every=self.save_every,
-            seed=self.seed,
-        )
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "model": "checkpoints/tiny_instruct",
-        "lists": "tiny",
-        "magnitudes": (200.0, 400.0, 800.0, 1600.0),
-        "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        "loss": "full",
-        "batch_size": 32,
-        "steps": 600,
-        "lr": 3e-3,
-        "warmup": 60,
-        "eval_every": 60,
-        "save_every": 300,
-        "steps_per_call": 10,
-    },
-    "qwen32b": {},
-}
-"""What differs from the published settings. The bundled model's residual stream has norms of 150 to 510."""
-
-
-def make_settings(preset: str, changes: Mapping[str, Any]) -> TrainingSettings:
-    """A preset with changes. Raises ValueError for an unknown preset or a value out of range."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}, wanted one of {list(PRESETS)}")
-    return TrainingSettings(**{**PRESETS[preset], **changes})
+RESULT = "training.json"
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
@@ -191,22 +54,53 @@ def split_config(settings: TrainingSettings, layers: int) -> SplitConfig:
 
 
 def records_of(settings: TrainingSettings, layers: int) -> dict[str, list[Record]]:
-    """By split. Raises ValueError or FileNotFoundError for records that can't be read or drawn."""
+    """By split.
+
+    Raises ValueError or FileNotFoundError for records that can't be read or drawn, or were drawn for something else.
+    """
     if settings.data is None:
         return generate(split_config(settings, layers), read_lists(settings.lists))
     folder = pathlib.Path(settings.data)
+    if (folder / "summary.json").exists():
+        drawn = results.load_json(folder / "summary.json").get("settings", {})
+        variants = {settings.variant, "original"} if settings.variant == "r1_minimal" else {settings.variant}
+        for name, wanted in (("variant", variants), ("layers", {layers})):
+            if name in drawn and drawn[name] not in wanted:
+                wanted_text = " or ".join(map(str, sorted(wanted)))
+                raise ValueError(f"data={settings.data!r} has {name}={drawn[name]!r}, wanted {wanted_text}")
     there = [split for split in SPLITS if split != "test" or (folder / "test.jsonl").exists()]
     return {split: read_records(folder / f"{split}.jsonl") for split in there}
 
 
 def examples_of(settings: TrainingSettings, lm: LanguageModel, records: Mapping[str, list[Record]]):
-    """`Examples` by split, all equally wide. Raises ValueError where they don't fit the model or its tokenizer."""
+    """`Examples` by split, all equally wide.
+
+    Raises ValueError where they don't fit the model, its context or its tokenizer.
+    """
     vectors = unit_vectors(settings.vectors, lm.config.embed, settings.vectors_seed)
     found = {
         split: Examples(part, encode_all(part, lm.tokenizer), vectors, lm.config.layers)
         for split, part in records.items()
     }
+    for split, part in found.items():
+        if len(part.records) < 2:
+            raise ValueError(f"{split} has 1 record, wanted at least 2, for intervals")
+        longest = max(len(one.prefix) + part.row_length(one) for one in part.segments)
+        if longest > lm.config.max_positions:
+            raise ValueError(f"{split} has a record of {longest} tokens, wanted at most {lm.config.max_positions}")
     return {split: part.with_widths(*found.values()) for split, part in found.items()}
+
+
+def read_training(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What the folder's training.json holds, None if there is none. Raises ValueError where it is something else."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    found = results.load_json(path)
+    fields = ("plan", "steps", "trainable", "history", "best", "test", "counts", "identity")
+    if not isinstance(found, dict) or set(fields) - found.keys():
+        raise ValueError(f"{path} is no result of {NAME}, wanted one with {', '.join(fields)}")
+    return found
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -217,7 +111,7 @@ class Training:
     """A variant's training on a loaded base; making one reads the data and checks all there is to check.
 
     Args:
-      lm: the base that `settings.model` names, with layers unrolled.
+      lm: the base that `settings.model` names, with layers unrolled. Read with `host=True`, it is on the devices once.
     Raises:
       ValueError: data, adapter or mesh that don't fit the model, or a folder in which another training is.
     """
@@ -239,24 +133,49 @@ class Training:
         self.counts = summary(records)
         self.hashes = {"base": self.lm.base.fingerprint, "records": results.content_hash(records)}
         self.identity = results.content_hash({"settings": decides, **self.hashes})
-        done = self._done()
-        if done is not None and done["plan"] != self.identity:
+        self.places = self._places()
+        self.plan_file = self.folder / "checkpoints" / "plan.json"
+        begun = results.load_json(self.plan_file) if self.plan_file.exists() else read_training(self.folder)
+        if begun is not None and begun["plan"] != self.identity:
             raise ValueError(f"output={settings.output!r} holds another training, wanted an empty folder, or the same")
 
-    def _done(self) -> dict[str, Any] | None:
-        path = self.folder / "training.json"
-        return results.load_json(path) if path.exists() else None
+    def _places(self) -> Any:
+        """Where the stacked parameters go. Raises ValueError where the mesh does not divide them, or a batch."""
+        if self.mesh is None:
+            return None
+        place(self.batches[0], self.mesh, parts=self.settings.accumulate)
+        shardings(self.start.weights, self.mesh)
+        return shardings(jax.eval_shape(models.stack_layers, self.lm.params), self.mesh)
 
     def run(self, progress: bool = True) -> dict[str, Any]:
-        """Trains, or goes on, or reads what is done; the contents of training.json."""
-        done = self._done()
-        if done is not None:
-            return done
+        """Trains, or goes on, or reads what is done; the contents of training.json.
+
+        Raises OSError where another process is at it.
+        """
+        found = read_training(self.folder)
+        if found is None:
+            with self._claimed():
+                found = self._train(progress)
+        if jax.process_index() == 0:
+            shutil.rmtree(self.plan_file.parent, ignore_errors=True)
+        return found
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The folder is this training's, and this process's; of several processes, the first one's."""
+        if jax.process_index() > 0:
+            yield
+            return
+        self.plan_file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.plan_file.with_name("lock"), "w") as file:
+            results.lock(file, self.folder)
+            results.write_json(self.plan_file, {"plan": self.identity})
+            yield
+
+    def _train(self, progress: bool) -> dict[str, Any]:
         settings = self.settings
-        frozen = lora.frozen(models.stack_layers(self.lm.params), self.start)
-        if self.mesh is not None:
-            frozen = spread(frozen, shardings(frozen, self.mesh))
-        ask = _Asking(self.module, frozen, self.mesh, settings.batch_size)
+        frozen = lora.frozen(models.stack_layers(self.lm.params, self.places), self.start)
+        ask = _Asking(self.module, frozen, self.mesh, settings.batch_size // settings.accumulate)
         val = self._first("val", settings.eval_records)
 
         def watch(history, weights):
@@ -337,9 +256,8 @@ class Training:
         }
         found = results.jsonable(found)
         if jax.process_index() == 0:
-            results.write_atomic(self.folder / "curves.png", curves(history))
-            results.write_json(self.folder / "training.json", found)
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            results.write_atomic(self.folder / "curves.png", (self.folder / "final" / "curves.png").read_bytes())
+            results.write_json(self.folder / RESULT, found)
         return found
 
 
@@ -351,11 +269,14 @@ class _Asking:
     """Log-probabilities of the answers [n, C] to `Examples`, under adapter weights."""
 
     def __init__(self, module, frozen, mesh: Mesh | None, batch_size: int):
-        self.frozen, self.mesh, self.batch_size = frozen, mesh, batch_size
+        self.mesh, self.batch_size = mesh, batch_size
+        self.frozen = frozen if mesh is None else spread(frozen, shardings(frozen, mesh))
         self.program = jax.jit(lambda w, frozen, batch: answer_logprobs(module, {**frozen, LORA: w}, batch)[0])
 
     def __call__(self, weights, examples: Examples) -> np.ndarray:
-        weights, found = jax.device_get(weights), []
+        found = []
+        if self.mesh is not None:
+            weights = spread(weights, shardings(weights, self.mesh))
         for counts, batch in held_out_batches(examples, self.batch_size):
             if self.mesh is None:
                 seen = self.program(weights, self.frozen, batch)
@@ -385,7 +306,8 @@ def validation(examples: Examples, logprobs: np.ndarray) -> dict[str, float | No
 
 
 def held_out_results(examples: Examples, logprobs: np.ndarray) -> list[Result]:
-    """For the model card: accuracy, pair mass and, of two answers, AUROC, with intervals by conversation."""
+    """For the model card: accuracy, pair mass and, of two answers, AUROC, with intervals; that of AUROC draws whole
+    conversations."""
     labels, n = _labels(examples), len(examples.records)
     low, high = stats.wilson_interval(int((logprobs.argmax(1) == labels).sum()), n)
     right = float(np.mean(logprobs.argmax(1) == labels))

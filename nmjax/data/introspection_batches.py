@@ -8,6 +8,7 @@ rows       [_ _ q q q q a a]  one for each answer, without its last token, where
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,14 +49,16 @@ class Examples:
                 f"{len(self.records)} records, {len(self.segments)} segments; wanted as many, at least one"
             )
         for record in self.records:
-            if record.vector is not None and record.vector >= len(self.vectors):
+            if record.vector is not None and record.vector not in range(len(self.vectors)):
                 raise ValueError(f"record {record.id!r}: vector is {record.vector}; wanted below {len(self.vectors)}")
-            if record.layers is not None and record.layers[1] > self.layers:
+            if record.layers is not None and not 0 <= record.layers[0] < record.layers[1] <= self.layers:
                 raise ValueError(f"record {record.id!r}: layers is {record.layers}; the model has {self.layers}")
+            if record.magnitude is not None and not 0 < record.magnitude < math.inf:
+                raise ValueError(f"record {record.id!r}: magnitude is {record.magnitude}; wanted a number above 0")
         counts = sorted({len(one.answers) for one in self.segments})
         if len(counts) > 1:
             raise ValueError(f"records have {counts} answers; wanted as many in all")
-        needed = (max(len(one.prefix) for one in self.segments), max(map(self._row_length, self.segments)))
+        needed = (max(len(one.prefix) for one in self.segments), max(map(self.row_length, self.segments)))
         object.__setattr__(self, "widths", tuple(map(max, zip(self.widths, needed, strict=True))))
 
     @property
@@ -64,7 +67,8 @@ class Examples:
         return max(len(answer) for one in self.segments for answer in one.answers)
 
     @staticmethod
-    def _row_length(one: Segments) -> int:
+    def row_length(one: Segments) -> int:
+        """Tokens of a record's longest row."""
         return len(one.question) + max(map(len, one.answers)) - 1
 
     def with_widths(self, *others: Examples) -> Examples:
@@ -112,7 +116,9 @@ class Examples:
             coefficients[k, slice(*record.layers)] = record.magnitude
             spans[:, k] = span(one)
             if record.kind == "noise":
-                vectors[k, : len(one.prefix)] = unit_vectors(len(one.prefix), D, record.noise_seed)  # type: ignore[arg-type]
+                start, end = span(one)
+                noise = unit_vectors(end, D, record.noise_seed)  # type: ignore[arg-type]
+                vectors[k, : end - start] = noise[start:]
             else:
                 vectors[k] = self.vectors[record.vector]
         return {"vectors": vectors, "coefficients": coefficients, "start": spans[0], "end": spans[1]}
@@ -138,16 +144,17 @@ def training_batches(examples: Examples, batch_size: int, seed: int) -> grain.Ma
 
 
 def held_out_batches(examples: Examples, batch_size: int) -> list[tuple[np.ndarray, Any]]:
-    """Every record once, in order: (which of a batch's rows count, the batch); the last is filled up with its first.
+    """Every record once, in order: (which of a batch's rows count, the batch).
+
+    All have `batch_size` rows: the last is filled up with its first.
 
     Raises ValueError for a `batch_size` below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; wanted 1 or more")
-    n, size = len(examples.records), min(batch_size, len(examples.records))
-    found = []
-    for start in range(0, n, size):
-        chosen = list(range(start, min(start + size, n)))
-        counts = np.arange(size) < len(chosen)
-        found.append((counts, examples.batch(chosen + chosen[:1] * (size - len(chosen)))))
+    n, found = len(examples.records), []
+    for start in range(0, n, batch_size):
+        chosen = list(range(start, min(start + batch_size, n)))
+        counts = np.arange(batch_size) < len(chosen)
+        found.append((counts, examples.batch(chosen + chosen[:1] * (batch_size - len(chosen)))))
     return found

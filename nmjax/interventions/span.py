@@ -39,6 +39,7 @@ class SteerSpan(Effect):
     def resid_post(self, x, ctx):
         hidden, place = place_in_prompt(ctx.q_pos, ctx.preface)
         inside = ~hidden & (place >= self.start[:, None]) & (place < self.end[:, None])
+        inside &= ctx.q_pos < ctx.prompt_len[:, None]
         vectors = self.vectors  # [B, 1, D]
         if self.width > 1:
             at = jnp.clip(place - self.start[:, None], 0, self.width - 1)
@@ -57,7 +58,7 @@ def steer_span(vectors: Any, scale: float, layers: Any = "all", span: tuple[int,
       vectors: [D], or [T, D] with one for each of the span's T tokens.
       scale: the coefficient at dose 1.
       layers: see `where.layer_mask`.
-      span: half open, positions in the prompt, from 0; an end of None is behind all of them.
+      span: half open, positions in the prompt, from 0; an end of None is the prompt's. What is generated is left alone.
     Raises:
       ValueError: vectors of other shapes, not finite or of norm 0, or a span that is empty or not as long as them.
     """

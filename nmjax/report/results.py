@@ -170,6 +170,23 @@ def run_identity(name: str, config: Mapping[str, Any], seeds: Mapping[str, int],
 # --- Resumable runs ---------------------------------------------------------------------------------------------------
 
 
+def lock(file: Any, path: str | os.PathLike) -> None:
+    """Keeps other runs away from an open file or folder until it is closed, or the process ends.
+
+    Raises OSError, which names `path`, where another run holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there nothing is protected
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(
+            f"{os.fspath(path)} is being written by another run; wait for it or use another folder"
+        ) from error
+
+
 class JsonlLog:
     """The finished batches of a run, one JSON line each, so that a killed run loses at most the batch in flight.
 
@@ -202,7 +219,7 @@ class JsonlLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115  closed by close()
         try:
-            self._lock()
+            lock(self._file, self.path)
             if not resume:
                 self._file.truncate(0)
             if not self._read():
@@ -233,16 +250,6 @@ class JsonlLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock; there a log is simply not protected
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"{self.path} is being written by another run; wait for it or use another folder") from error
 
     def _read(self) -> bool:
         """Fill `done` from the file and cut a torn tail off; False if there is no whole header yet."""

@@ -37,7 +37,7 @@ class IntrospectionLoss:
       kl_to_base: weight of KL(base || model) of the next token where the answer begins, with the answers' first tokens
         taken as one outcome: it holds how probable an answer is, and not which. The base reads the same text, and
         nothing is done to it.
-      segments: 2 or 1, see above; the numbers are the same.
+      segments: 2 or 1, see above; the numbers are the same, but for what dropout draws.
     Raises:
       ValueError: anything else.
     """

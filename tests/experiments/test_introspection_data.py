@@ -10,6 +10,7 @@ from experiments.introspection_data import Settings, run
 from nmjax.data.introspection import read_lists
 from nmjax.data.introspection_records import read_records
 from nmjax.data.introspection_split import SplitConfig, generate
+from nmjax.report import results
 
 SMALL = Settings(lists="tiny", n=100, layers=4, vectors=20, magnitudes=(1.0, 2.0))
 
@@ -37,6 +38,20 @@ def test_v2_files(tmp_path):
     counts = json.loads(written[2].read_text())["counts"]["val"]
     # The reason for the other generator.
     assert counts["seen before"]["unperturbed inputs"] > 0.9 * counts["different"]["unperturbed inputs"]
+
+
+def test_files_of_an_earlier_run_are_not_taken_for_this_ones(tmp_path, monkeypatch):
+    run(dataclasses.replace(SMALL, output=str(tmp_path)))
+    v2 = dataclasses.replace(SMALL, generator="v2", n=400, output=str(tmp_path))
+    assert {path.name for path in run(v2)} == {path.name for path in tmp_path.iterdir()}  # no test.jsonl any more
+
+    def killed(path, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(v2, seed=1))
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_bad_settings_write_nothing(tmp_path):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from models.files import CheckpointError
 from nmjax.lm import LanguageModel
+from nmjax.training.sharding import make_mesh, shardings
 
 NAME = "qwen2-gqa2-tied"
 
@@ -51,6 +52,24 @@ def test_load_reads_what_is_stored(golden_folder):
         lm.params["layers_1"]["mlp"]["gate"]["kernel"], stored["model.layers.1.mlp.gate_proj.weight"].T
     )
     assert lm.tokenizer is None and lm.dtype == np.float32
+
+
+def test_parameters_on_the_host_are_the_same_and_stack_to_the_same(golden_folder):
+    lm, half = models.load(golden_folder / NAME), models.load(golden_folder / NAME, "bfloat16")
+    for wanted, host in (
+        (lm, models.load(golden_folder / NAME, host=True)),
+        (half, models.load(golden_folder / NAME, "bfloat16", host=True)),
+    ):
+        leaves = jax.tree.leaves(host.params)
+        assert {type(leaf) for leaf in leaves} == {np.ndarray} and host.fingerprint == wanted.fingerprint
+        stacked, here = models.stack_layers(host.params), models.stack_layers(wanted.params)
+        assert {type(leaf) for leaf in jax.tree.leaves(stacked)} == {type(jax.tree.leaves(wanted.params)[0])}
+        jax.tree.map(np.testing.assert_array_equal, stacked, here)
+    mesh = make_mesh("fsdp=1", jax.devices()[:1])
+    places = shardings(jax.eval_shape(models.stack_layers, lm.params), mesh)
+    spread = models.stack_layers(models.load(golden_folder / NAME, host=True).params, places)
+    jax.tree.map(np.testing.assert_array_equal, spread, models.stack_layers(lm.params))
+    assert jax.tree.map(lambda leaf: leaf.sharding, spread) == places
 
 
 def test_parameters_do_not_depend_on_the_file_any_more(folder):

@@ -300,6 +300,13 @@ def test_an_adapter_for_another_model_is_not_written(base, gpt, tmp_path):
 # --- The card ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_killed_save_left_goes(base, tmp_path):
+    (tmp_path / ".saving-1").mkdir()
+    (tmp_path / ".saving-1" / WEIGHTS).write_bytes(b"half")
+    models.save_adapter(base, lora.init(base.module, LoraConfig(r=2), jax.random.key(0)), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+
+
 def test_the_card_says_what_the_run_was(base, tmp_path):
     adapter = noisy(lora.init(base.module, LoraConfig(r=3), jax.random.key(0)))
     history = [{"step": step, "loss": 1 / step, "accuracy": None if step == 1 else 0.5} for step in range(1, 31)]

@@ -37,6 +37,13 @@ def test_each_token_has_its_own_vector(tiny_lm):
     np.testing.assert_allclose(change[1, 2:], wanted[1, 2:], atol=1e-5)
 
 
+def test_what_follows_the_prompt_is_left_alone(tiny_lm):
+    packs = [nmjax.steer_span(U, 3.0), nmjax.steer_span(U, 3.0, span=(0, 4)), nmjax.steer(U, 3.0), None]
+    found = nmjax.continuation_logprobs(tiny_lm, PROMPTS[1:] * 4, [[5, 6, 7]] * 4, packs=packs)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    assert all(np.abs(found[0] - other).max() > 0.01 for other in found[2:])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

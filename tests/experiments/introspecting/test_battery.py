@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.introspecting.battery import Battery
+from nmjax.report import results
 
 
 class Counting:
@@ -36,3 +37,13 @@ def test_a_killed_run_goes_on_and_a_done_one_is_read(tmp_path):
     assert run(tmp_path, other, seed=1) == {"counting": {"sum": 3}} and other.asked == [0, 1, 2]
     names = sorted(path.suffixes[-1] for path in tmp_path.iterdir())
     assert names == [".json", ".json", ".jsonl", ".jsonl"]  # and no partial log
+
+
+def test_killed_between_the_findings_and_the_last_name_of_the_log(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(results.JsonlLog, "finish", lambda log, path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Counting())
+    again = Counting()
+    assert run(tmp_path, again) == {"counting": {"sum": 3}} and again.asked == []
+    assert sorted(path.suffixes for path in tmp_path.iterdir()) == [[".json"], [".jsonl"]]

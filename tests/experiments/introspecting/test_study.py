@@ -41,7 +41,7 @@ def start(folder, parallel=1):
 
 def outcome(folder):
     """What has to be equal: findings, trainings but for the time they were made, adapters in bytes."""
-    (path,) = folder.glob("introspection_eval_*.json")
+    path = max(folder.glob("introspection_eval_*.json"))  # one more for a run that was killed when all was written
     found = results.load_json(path)
     adapters = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
     trainings = {name: (one["history"], one["test"]) for name, one in found["trainings"].items()}
@@ -128,8 +128,48 @@ def test_fields_that_a_suite_does_not_have():
         evaluation.make_settings("tiny", {"sizes": {"behavior": {"vectors": 3}}})
 
 
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "4, GPU-ab,6"}, ["4", "GPU-ab", "6"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,-1,3"}, ["2"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "4", "JAX_PLATFORMS": "cpu"}, []),
+        ({}, ["0", "1"]),
+    ],
+)
+def test_gpus(monkeypatch, tmp_path, environment, wanted):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-1)'\necho '  MIG 1g: x'\necho 'GPU 1: two (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"PATH": f"{tmp_path}:/bin:/usr/bin"}).items():
+        monkeypatch.setenv(name, value)
+    assert introspection.gpus() == wanted
+
+
+def test_each_training_has_a_gpu_of_its_own(monkeypatch, tmp_path):
+    started = []
+
+    def done(settings, device, preset):
+        started.append((settings.variant, device))
+        introspection._log(settings).parent.mkdir(parents=True)
+        introspection._log(settings).touch()
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(introspection, "_start", done)
+    monkeypatch.setattr(introspection, "gpus", lambda: ["5", "7"])
+    monkeypatch.setattr(introspection.time, "sleep", lambda seconds, wait=time.sleep: wait(0.02))
+    variants = ("original", "food_control")
+    introspection.train_side_by_side(Study(variants=variants, parallel=2, output=str(tmp_path)), progress=False)
+    assert started == [("original", "5"), ("food_control", "7")]
+    with pytest.raises(ValueError, match="parallel=3, wanted at most 2, the number of GPUs"):
+        introspection.train_side_by_side(Study(parallel=3, output=str(tmp_path)), progress=False)
+
+
 def test_a_training_that_fails_says_why(tmp_path, monkeypatch):
-    def failing(settings, slot, preset):
+    def failing(settings, device, preset):
         path = introspection._log(settings)
         path.parent.mkdir(parents=True)
         path.write_text("out of luck")

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import models
+from experiments import introspection_data
 from experiments.introspecting.training import Training, TrainingSettings, make_settings, records_of, validation
 from nmjax.report import results
 
@@ -68,6 +70,7 @@ def test_a_training_that_is_done_is_read(lm, trained):
     assert again.run(progress=False) == found
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on(lm, trained, tmp_path, monkeypatch):
     whole, found = trained
     training = Training(dataclasses.replace(whole.settings, output=str(tmp_path)), lm)
@@ -95,6 +98,31 @@ def test_another_training_in_the_folder_is_an_error(lm, trained):
     training, _ = trained
     with pytest.raises(ValueError, match="holds another training"):
         Training(dataclasses.replace(training.settings, seed=5), lm)
+
+
+def test_a_folder_belongs_to_one_training_from_its_first_step_on(lm, trained, tmp_path, monkeypatch):
+    settings = dataclasses.replace(trained[0].settings, output=str(tmp_path))
+    training = Training(settings, lm)
+
+    def killed(self, progress):
+        with pytest.raises(OSError, match="being written by another run"):
+            Training(settings, lm).run(progress=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(progress=False)
+    with pytest.raises(ValueError, match="holds another training"):
+        Training(dataclasses.replace(settings, seed=5), lm)
+    Training(settings, lm)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "no result"), ('{"plan": 1}', "no result")])
+def test_a_result_that_is_none_is_named(lm, trained, tmp_path, text, message):
+    path = tmp_path / "training.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}.* {message}"):
+        Training(dataclasses.replace(trained[0].settings, output=str(tmp_path)), lm)
 
 
 def test_variants_differ_in_what_they_are_about_and_in_nothing_else(lm):
@@ -140,6 +168,9 @@ def test_validation_by_hand():
         ({"lora_r": 0}, "r=0"),
         ({"loss": "sum"}, "loss='sum'"),
         ({"lr": 0.0}, "lr=0.0"),
+        ({"epochs": float("nan")}, "epochs=nan"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"seed": 2**32}, "seed=4294967296"),
     ],
 )
 def test_bad_settings_are_named(change, message):
@@ -156,3 +187,21 @@ def test_what_does_not_fit_the_model_is_said_before_training(lm, tmp_path):
     ]:
         with pytest.raises((ValueError, OSError), match=message):
             Training(make_settings("tiny", CHANGES | change | {"output": str(tmp_path / "x")}), lm)
+    narrow = dataclasses.replace(lm, module=models.Llama(dataclasses.replace(lm.config, max_positions=20)))
+    with pytest.raises(ValueError, match="train has a record of .* tokens, wanted at most 20"):
+        Training(make_settings("tiny", CHANGES | {"output": str(tmp_path / "x")}), narrow)
+    mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))
+    with pytest.raises(ValueError, match="rows must be a multiple of data=2"):
+        Training(make_settings("tiny", CHANGES | {"batch_size": 5, "output": str(tmp_path / "x")}), lm, mesh)
+
+
+def test_data_for_something_else_are_refused(lm, tmp_path):
+    drawn = {"n": 40, "lists": "tiny", "magnitudes": (800.0,), "output": str(tmp_path)}
+    introspection_data.run(introspection_data.Settings(layers=lm.config.layers, **drawn))
+    changes = CHANGES | {"data": str(tmp_path), "vectors": 200}
+    for variant in ("original", "r1_minimal"):
+        assert len(records_of(make_settings("tiny", changes | {"variant": variant}), 4)["train"]) == 32
+    with pytest.raises(ValueError, match="has variant='original', wanted food_control"):
+        records_of(make_settings("tiny", changes | {"variant": "food_control"}), 4)
+    with pytest.raises(ValueError, match="has layers=4, wanted 8"):
+        records_of(make_settings("tiny", changes), 8)

@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import models
@@ -21,7 +20,6 @@ from nmjax.training.introspection import (
     introspection_loss,
     kl_but_for_the_answer,
 )
-from nmjax.training.loop import init_state, make_step
 
 CONFIG = models.LlamaConfig.from_hf(
     {"architectures": ["Qwen2ForCausalLM"], "vocab_size": 23, "hidden_size": 8, "num_hidden_layers": 3,
@@ -79,89 +77,112 @@ def examples(answers, sentence=None):
 SINGLE, SEVERAL = examples(((20,), (21,))), examples(((20, 5), (21,), (20, 6, 7)))
 
 
-def by_the_engine(lm, given):
-    """[B, C], from `continuation_logprobs` row by row."""
+@pytest.fixture(scope="module")
+def by_the_engine(lm):
+    """[B, C] of SINGLE and SEVERAL from `continuation_logprobs` row by row, and the same where nothing is done."""
     prompts, continuations, packs = [], [], []
-    for one, segments in zip(given.records, given.segments, strict=True):
-        pack = None
-        if one.layers is not None:
-            noise = one.kind == "noise"
-            vectors = unit_vectors(len(segments.prefix), D, one.noise_seed) if noise else VECTORS[one.vector]
-            pack = nmjax.steer_span(vectors, one.magnitude, range(*one.layers), span(segments))
-        for answer in segments.answers:
-            prompts.append(list(segments.prefix + segments.question))
-            continuations.append(list(answer))
-            packs.append(pack)
-    found = nmjax.continuation_logprobs(lm, prompts, continuations, packs=packs)
-    return np.asarray([np.sum(tokens) for tokens in found]).reshape(len(given.records), -1)
+    for given in (SINGLE, SEVERAL):
+        for one, segments in zip(given.records, given.segments, strict=True):
+            pack = None
+            if one.layers is not None:
+                noise = one.kind == "noise"
+                vectors = unit_vectors(len(segments.prefix), D, one.noise_seed) if noise else VECTORS[one.vector]
+                pack = nmjax.steer_span(vectors, one.magnitude, range(*one.layers), span(segments))
+            for answer in segments.answers:
+                prompts.append(list(segments.prefix + segments.question))
+                continuations.append(list(answer))
+                packs.append(pack)
+    every = nmjax.continuation_logprobs(lm, prompts * 2, continuations * 2, packs=packs + [None] * len(packs))
+    found, clean = np.reshape([np.sum(tokens) for tokens in every], (2, -1))
+    moved = np.abs(found - clean)[8:].reshape(4, 3).max(1) > 0.01
+    assert moved.tolist() == [True, True, False, True]
+    return np.reshape(found[:8], (4, 2)), np.reshape(found[8:], (4, 3))
 
 
-@pytest.mark.parametrize("given", [SINGLE, SEVERAL], ids=["single tokens", "several tokens"])
-def test_both_ways_equal_the_engine(lm, variables, given):
-    batch = given.batch(range(4))
-    wanted = by_the_engine(lm, given)
-    clean, _ = answer_logprobs(SCANNED, variables, batch, perturbed=False)
-    assert (np.abs(clean - wanted).max(1) > 0.01).tolist() == [True, True, False, True]
-    for segments in (1, 2):
-        stacked, first = answer_logprobs(SCANNED, variables, batch, segments=segments)
-        np.testing.assert_allclose(stacked, wanted, atol=1e-5)
+def frozen_of(variables):
+    return {name: tree for name, tree in variables.items() if name != "lora"}
+
+
+def gradients(variables, given, **config):
+    """((loss, metrics), gradient) of one segment and of two."""
+    losses = [introspection_loss(SCANNED, IntrospectionLoss(**config, segments=segments)) for segments in (1, 2)]
+
+    @jax.jit
+    def of(weights, batch, frozen):
+        return [jax.value_and_grad(loss, has_aux=True)(weights, batch, None, frozen=frozen) for loss in losses]
+
+    return of(variables["lora"], given.batch(range(4)), frozen_of(variables))
+
+
+@pytest.fixture(scope="module")
+def single_gradients(variables):
+    return gradients(variables, SINGLE)
+
+
+def test_answers_equal_the_engines(lm, variables, by_the_engine):
+    @jax.jit
+    def ask(stacked, unrolled):
+        several = [answer_logprobs(SCANNED, stacked, SEVERAL.batch(range(4)), segments=way) for way in (1, 2)]
+        return *several, answer_logprobs(lm.module, unrolled, SINGLE.batch(range(4)))
+
+    one, two, single = ask(variables, lm.variables)
+    for (found, first), wanted in zip((one, two, single), by_the_engine[1:] * 2 + by_the_engine[:1], strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
         np.testing.assert_allclose(np.exp(first).sum(1), 1, atol=1e-5)
-        if given is SINGLE:
-            np.testing.assert_allclose(first[:, [20, 21]], wanted, atol=1e-5)
-    unrolled, _ = answer_logprobs(lm.module, lm.variables, batch)
-    np.testing.assert_allclose(unrolled, wanted, atol=1e-5)
+    np.testing.assert_allclose(single[1][:, [20, 21]], by_the_engine[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [{}, {"loss": "full", "kl_to_base": 0.3}], ids=["pair", "full and KL"])
-@pytest.mark.parametrize("given", [SINGLE, SEVERAL], ids=["single tokens", "several tokens"])
-def test_both_ways_have_the_same_gradient(variables, given, config):
-    batch, frozen = given.batch(range(4)), {k: v for k, v in variables.items() if k != "lora"}
-    found = []
-    for segments in (1, 2):
-        loss = introspection_loss(SCANNED, IntrospectionLoss(**config, segments=segments))
-        found.append(jax.value_and_grad(loss, has_aux=True)(variables["lora"], batch, None, frozen=frozen))
+def test_both_ways_have_the_same_gradient(single_gradients):
+    chex.assert_trees_all_close(*single_gradients, atol=1e-5)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(single_gradients[0][1]))
+
+
+@pytest.mark.slow
+def test_both_ways_have_the_same_gradient_with_all_there_is(variables):
+    found = gradients(variables, SEVERAL, loss="full", kl_to_base=0.3)
     chex.assert_trees_all_close(*found, atol=1e-5)
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(found[0][1]))
+    (value, metrics), _ = found[0]
+    assert metrics["kl_to_base"] > 1e-2
+    np.testing.assert_allclose(value, gradients(variables, SEVERAL, loss="full")[0][0][0] + 0.3 * metrics["kl_to_base"])
 
 
-def test_the_gradient_stops_at_the_conversation(lm):
-    """A pass that is not cut there has another gradient, and the loss follows the one that is cut only in what the
-    question's own pass does: finite differences with the conversation's adapter held still agree."""
-    batch = SINGLE.batch(range(4))
-    weights, frozen = lm.adapter.weights, {"params": lm.params, "lora_settings": lm.adapter.settings}
-    loss = introspection_loss(lm.module)
+def test_the_gradient_stops_at_the_conversation(variables, single_gradients):
+    """A pass that is not cut there has another gradient; the loss follows the one that is cut, in which the adapter of
+    the conversation's pass is another variable than that of the question's."""
+    batch, weights, frozen = SINGLE.batch(range(4)), variables["lora"], frozen_of(variables)
 
     def scores(own, other):
         """The loss where the conversation is read under other weights."""
         B, P = batch["prefix"].shape
         effects = method._effects(batch, 1)
         before = method.plain_context(batch["prefix"], batch["prefix_mask"])
-        cache = lm.module.init_cache(B, P, jnp.float32)
-        _, cache = lm.module.apply({**frozen, "lora": other}, batch["prefix"], ctx=before, effects=effects, cache=cache)
-        cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, batch["rows"].shape[-1]), (0, 0)]), cache)
+        cache = SCANNED.init_cache(B, P, jnp.float32)
+        _, cache = SCANNED.apply({**frozen, "lora": other}, batch["prefix"], ctx=before, effects=effects, cache=cache)
+        cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, batch["rows"].shape[-1]), (0, 0)]), cache)
         ctx = method._behind(batch["rows"][:, 0], batch["rows_mask"][:, 0], before.k_pos).replace(slot=P)
-        hidden, _ = lm.module.apply({**frozen, "lora": own}, batch["rows"][:, 0], ctx=ctx, cache=cache)
-        logits = lm.module.apply(frozen, hidden[:, -1:], method="unembed")[:, 0][:, jnp.asarray([20, 21])]
+        hidden, _ = SCANNED.apply({**frozen, "lora": own}, batch["rows"][:, 0], ctx=ctx, cache=cache)
+        logits = SCANNED.apply(frozen, hidden[:, -1:], method="unembed")[:, 0][:, jnp.asarray([20, 21])]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["target"][:, None], 1).mean()
 
-    cut = jax.grad(scores)(weights, weights)
-    whole = jax.grad(lambda w: scores(w, w))(weights)
-    own = jax.grad(lambda w: loss(w, batch, None, frozen=frozen)[0])(weights)
-    chex.assert_trees_all_close(own, cut, atol=1e-5)
-    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (cut, whole)), strict=True)) > 1e-3
+    cut, through = jax.jit(jax.grad(scores, (0, 1)))(weights, weights)
+    chex.assert_trees_all_close(single_gradients[1][1], cut, atol=1e-5)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(through)) > 1e-3
 
 
-def test_the_pair_loss_is_cross_entropy_among_answers(lm, variables):
-    batch, frozen = SEVERAL.batch(range(4)), {k: v for k, v in variables.items() if k != "lora"}
-    logprobs = by_the_engine(lm, SEVERAL)
-    right = np.arange(4), batch["target"]
-    among = np.exp(logprobs) / np.exp(logprobs).sum(1, keepdims=True)
-    for name, wanted in (("pair", -np.log(among[right]).mean()), ("full", -logprobs[right].mean())):
-        loss = introspection_loss(SCANNED, IntrospectionLoss(loss=name))
-        value, metrics = loss(variables["lora"], batch, None, frozen=frozen)
-        np.testing.assert_allclose(value, wanted, atol=1e-5)
+def test_the_loss_is_the_mean_cross_entropy_of_the_answers(variables, by_the_engine, single_gradients):
+    full = jax.jit(introspection_loss(SCANNED, IntrospectionLoss(loss="full")))
+    rows = range(1, 4)  # of a part of a batch, so that parts can be added up
+    found = full(variables["lora"], SEVERAL.batch(rows), None, frozen=frozen_of(variables))
+    single, several = by_the_engine[0], by_the_engine[1][rows]
+    among = single - np.log(np.exp(single).sum(1, keepdims=True))
+    for (value, metrics), logprobs, scores, target in (
+        (single_gradients[1][0], single, among, SINGLE.batch(range(4))["target"]),
+        (found, several, several, SEVERAL.batch(rows)["target"]),
+    ):
+        np.testing.assert_allclose(value, -scores[np.arange(len(scores)), target].mean(), atol=1e-5)
         np.testing.assert_allclose(metrics["pair_mass"], np.exp(logprobs).sum(1).mean(), atol=1e-5)
-        assert metrics["accuracy"] == np.mean(logprobs.argmax(1) == batch["target"])
+        assert metrics["accuracy"] == np.mean(logprobs.argmax(1) == target, dtype=np.float32)
 
 
 def test_kl_takes_the_answers_as_one_outcome():
@@ -183,28 +204,22 @@ def test_kl_takes_the_answers_as_one_outcome():
     )
 
 
-def test_dropout_acts_in_both_segments(variables):
-    batch = SINGLE.batch(range(4))
-    settings = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf + 0.5 if path[-1].key == "dropout" else leaf, variables["lora_settings"]
-    )
-    dropping = {**variables, "lora_settings": settings}
-    plain, _ = answer_logprobs(SCANNED, dropping, batch)
-    (one, _), (again, _), (other, _) = (
-        answer_logprobs(SCANNED, dropping, batch, key=jax.random.key(k)) for k in (1, 1, 2)
-    )
-    assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
-    np.testing.assert_array_equal(one, again)
+def test_dropout_acts_in_both_segments(variables, by_the_engine, monkeypatch):
+    monkeypatch.setattr(method, "_rngs", lambda keys, segment: {"dropout": keys[segment]})
+    batch, frozen = SINGLE.batch(range(4)), frozen_of(variables)
 
+    @jax.jit
+    def asked(rate, *seeds):
+        settings = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + rate if path[-1].key == "dropout" else leaf, frozen["lora_settings"]
+        )
+        given = {**variables, "lora_settings": settings}
+        return answer_logprobs(SCANNED, given, batch, key=[jax.random.key(seed) for seed in seeds])[0]
 
-def test_accumulated_steps_equal_the_whole_batch(variables):
-    frozen = {k: v for k, v in variables.items() if k != "lora"}
-    batch, states = SINGLE.batch(range(4)), []
-    for accumulate in (1, 4):
-        step = make_step(introspection_loss(SCANNED), optax.sgd(0.1), accumulate=accumulate)
-        state, metrics = step(init_state(variables["lora"], optax.sgd(0.1)), batch, frozen)
-        states.append((state.params, metrics))
-    chex.assert_trees_all_close(*states, atol=1e-5)
+    found = [asked(0.5, *seeds) for seeds in ((1, 2), (1, 2), (3, 2), (1, 3))]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert all(np.abs(found[0] - other).max() > 1e-3 for other in found[2:])
+    np.testing.assert_allclose(asked(0.0, 1, 2), by_the_engine[0], atol=1e-5)
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
@@ -219,14 +234,33 @@ def test_every_epoch_has_every_record_once():
     held = held_out_batches(many, 4)
     assert [counts.tolist() for counts, _ in held] == [[True] * 4, [True, True, False, False]]
     assert np.concatenate([batch["index"][counts] for counts, batch in held]).tolist() == list(range(6))
+    ((counts, batch),) = held_out_batches(many, 8)  # as many rows as a mesh divides, whatever there is
+    assert counts.sum() == 6 and batch["index"].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+
+
+def test_noise_has_a_vector_of_its_own_at_every_position():
+    """Which one does not depend on where the span begins."""
+    kind = {"kind": "noise", "noise_seed": 5, "layers": (0, 2), "magnitude": 2.0}
+    inside = [(True,) * 4, (False, True, True, False)]
+    segments = [Segments((3, 4, 5, 6), (7,), at, ((20,), (21,))) for at in inside]
+    batch = Examples([record(k, **kind) for k in range(2)], segments, VECTORS, L).batch(range(2))
+    drawn = unit_vectors(4, D, 5)
+    np.testing.assert_array_equal(batch["vectors"][0], drawn)
+    np.testing.assert_array_equal(batch["vectors"][1, :2], drawn[1:3])
+    assert (batch["start"].tolist(), batch["end"].tolist()) == ([0, 1], [4, 3])
 
 
 def test_bad_examples_are_named():
-    steered = record(0, kind="steered", vector=7, layers=(0, 2), magnitude=1.0)
+    def steered(vector=1, layers=(0, 2), magnitude=1.0):
+        return [record(0, kind="steered", vector=vector, layers=layers, magnitude=magnitude)]
+
     for records, segments, message in [
         ([], [], "at least one"),
-        ([steered], SINGLE.segments[:1], "vector is 7; wanted below 5"),
-        ([record(0, kind="steered", vector=1, layers=(0, 9), magnitude=1.0)], SINGLE.segments[:1], "the model has 3"),
+        (steered(vector=7), SINGLE.segments[:1], "vector is 7; wanted below 5"),
+        (steered(vector=-1), SINGLE.segments[:1], "vector is -1"),
+        (steered(layers=(0, 9)), SINGLE.segments[:1], "the model has 3"),
+        (steered(layers=(2, 2)), SINGLE.segments[:1], r"layers is \(2, 2\)"),
+        (steered(magnitude=float("nan")), SINGLE.segments[:1], "magnitude is nan"),
         ([record(0), record(1)], [SINGLE.segments[0], SEVERAL.segments[0]], "as many in all"),
     ]:
         with pytest.raises(ValueError, match=message):
