@@ -8,6 +8,7 @@ import pytest
 
 import models
 from experiments import introspection_data
+from experiments.introspecting import training as module
 from experiments.introspecting.training import Training, TrainingSettings, make_settings, records_of, validation
 from nmjax.report import results
 
@@ -36,7 +37,9 @@ def lm(instruct_lm):
 def trained(lm, tmp_path_factory):
     settings = make_settings("tiny", CHANGES | {"output": str(tmp_path_factory.mktemp("trained"))})
     training = Training(settings, lm)
-    return training, training.run(progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "curves", lambda history: b"drawn in the slow tests")
+        return training, training.run(progress=False)
 
 
 def test_what_a_training_leaves(lm, trained):
