@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nmjax.metrics import stats
+from nmjax.metrics.multiclass import answered
 
 PERMUTATIONS = 10_000
 
@@ -94,11 +95,15 @@ def keywords(
     return found | {"p_value": permutation_p(steered + blank[:, None], concept, seed)}
 
 
-def identified(shares: np.ndarray, concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
-    """How often the answer is the concept, from shares of each concept in the answer [N, C]; NaN rows are unanswered.
+def identified(scores: np.ndarray, concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    """How often the concept has the highest of its row's scores [N, C]; NaN rows are unanswered.
+
+    Of what an answer scores less what its unsteered twin does, a judge's liking for some words, and for some places in
+    a list, is gone; the answer that is as its twin shares its vote among all.
 
     {"value", "interval", "n", "unanswered", "p_value"}, see `keywords`.
     """
+    shares = most(scores)
     right = shares[np.arange(len(concept)), concept]
     found = mean(right, concept, draws, seed)
     return found | {
@@ -123,7 +128,7 @@ def permutation_p(shares: np.ndarray, concept: np.ndarray, seed: int) -> float |
 
 
 def chance_of_winning(logprobs: np.ndarray, concept: np.ndarray, options: int) -> np.ndarray:
-    """How often the concept has the highest of [N, C] among `options`, over all draws of the others: [N].
+    """How often the concept has the highest of [N, C] among `options`, over all draws of the others: [N], or NaN.
 
     Of the C - 1 others, options - 1 are drawn; k of them are above the concept, so it wins with
     binom(C - 1 - k, options - 1) / binom(C - 1, options - 1). Equals win as often as each other.
@@ -132,16 +137,25 @@ def chance_of_winning(logprobs: np.ndarray, concept: np.ndarray, options: int) -
     right = logprobs[np.arange(len(concept)), concept][:, None]
     above, equal = (logprobs > right).sum(axis=1), (logprobs == right).sum(axis=1) - 1
     wins = np.array([math.comb(C - 1 - k, options - 1) for k in range(C)]) / math.comb(C - 1, options - 1)
-    return np.array([wins[a : a + e + 1].mean() for a, e in zip(above, equal, strict=True)])
+    found = [np.nan if e < 0 else wins[a : a + e + 1].mean() for a, e in zip(above, equal, strict=True)]  # -1: of NaN
+    return np.array(found)
+
+
+def most(scores: np.ndarray) -> np.ndarray:
+    """The share of each concept in the highest of scores [N, C], [N, C]; rows with NaN stay so."""
+    shares, known = np.full(scores.shape, np.nan), ~np.isnan(scores).any(axis=1)
+    if known.any():
+        shares[known] = answered(scores[known])
+    return shares
 
 
 def by_concept(seen: dict[str, Any], above: np.ndarray, C: int) -> list[dict[str, float | None]]:
-    """Rates of each concept: named, judged right, and chosen against the unsteered twin."""
+    """Rates of each concept: named, judged right and chosen, the last two against the unsteered twin."""
     rows = np.arange(len(above))
     steered, concept = seen["steered"], seen["concept"]
     columns = {
         "named": steered["named"][rows, concept],
-        "judged": steered["judge"][rows, concept],
+        "judged": most(steered["judge"] - seen["unsteered"]["judge"])[rows, concept],
         "chosen": above,
     }
     found = []

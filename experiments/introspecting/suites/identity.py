@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +64,6 @@ class Identity:
     subjects: Subjects
     lists: Lists
     config: IdentityConfig = IdentityConfig()
-    title: ClassVar[str] = "Identity"
 
     @property
     def units(self) -> int:

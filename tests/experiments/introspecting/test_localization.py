@@ -111,10 +111,12 @@ def test_planted_answers_give_known_accuracies(suite):
             assert constant["balanced_accuracy"]["value"] == pytest.approx(1 / C) and not constant["above_chance"]
             assert constant["macro_auroc"]["value"] == 0.5 and constant["given"][0] == 1
             assert constant["mass"] == pytest.approx(np.exp(-5.0 - np.arange(C)).sum())
-        assert not task["subjects"]["base"]["above_chance"] and task["subjects"]["base"]["q_value"] > 0.05
+        assert not task["subjects"]["base"]["above_chance"] and task["subjects"]["base"]["p_adjusted"] > 0.05
         if good := task["subjects"].get("sizes"):
             assert (
-                good["accuracy"]["value"] == pytest.approx(67 / 90) and good["above_chance"] and good["q_value"] < 0.01
+                good["accuracy"]["value"] == pytest.approx(67 / 90)
+                and good["above_chance"]
+                and good["p_adjusted"] < 0.01
             )
             assert np.diag(good["confusion"]).sum() == 67
             low, high = task["versus_base"]["sizes"]["interval"]

@@ -86,7 +86,7 @@ def test_self_calibration(interval, verdict):
 
 def test_localization():
     def task(low, high, q, kind="layers"):
-        one = {"balanced_accuracy": {"value": (low + high) / 2, "interval": [low, high]}, "q_value": q}
+        one = {"balanced_accuracy": {"value": (low + high) / 2, "interval": [low, high]}, "p_adjusted": q}
         return {"name": f"{kind}, untrained", "answers": ["a", "b", "c"], "subjects": {"base": one, "original": one}}
 
     def verdict(*tasks):
