@@ -1,4 +1,8 @@
-"""Rates with intervals over concepts: whether something is said to be there, and whether the concept is found."""
+"""Rates with intervals over concepts: whether something is said to be there, and whether the concept is found.
+
+Shares of answers have Wilson's interval for as many answers as the concepts are worth (`signal_detection.share`), which
+says something where all answers are alike, too. All else is bootstrapped over concepts.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy as np
 
 from nmjax.metrics import stats
 from nmjax.metrics.multiclass import answered
+from nmjax.metrics.signal_detection import share
 
 PERMUTATIONS = 10_000
 
@@ -41,11 +46,16 @@ def _said(says: Sequence[bool | None]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s is True for s in says], float), np.array([s is not None for s in says], float)
 
 
-def detection(says: Sequence[bool | None], concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+def detection(says: Sequence[bool | None], concept: np.ndarray) -> dict[str, Any]:
     """The share that says that there is something, of the answers that say whether; the others are counted apart."""
     yes, clear = _said(says)
     counts = {"yes": int(yes.sum()), "no": int((clear - yes).sum()), "unclear": int((1 - clear).sum())}
-    return _ratio(yes, clear, concept, draws, seed) | counts
+    return _share(yes, clear > 0, concept) | counts
+
+
+def _share(yes: np.ndarray, of: np.ndarray, concept: np.ndarray) -> dict[str, Any]:
+    """{"value", "interval"} of the share of `yes` [N] (0 and 1) in the answers that count, `of` [N]."""
+    return share(yes[of], concept[of]) if of.any() else {"value": None, "interval": None}
 
 
 def detection_difference(
@@ -75,23 +85,17 @@ def keywords(
       concept: of each row, int [N].
       both: rows in which neither answer is empty [N]; the others are left out.
     Returns:
-      own: rate of the row's concept under steering; unsteered: of the same concept in the twin; others: mean rate of
-      the other concepts under steering; difference_to_unsteered, difference_to_others: paired; p_value of a rate as
-      high as this, were concepts dealt to the groups of their answers at random.
+      own: share of answers that name the row's concept under steering; unsteered: of their twins; others: mean rate of
+      the other concepts under steering; difference_to_unsteered, difference_to_others: paired, each with "n"; p_value
+      of a rate as high as this, were concepts dealt to the groups of their answers at random.
     """
     rows = np.arange(len(concept))
     blank = np.where(both, 0.0, np.nan)
-    own = steered[rows, concept] + blank
-    twin = unsteered[rows, concept] + blank
-    others = (steered.sum(axis=1) - steered[rows, concept]) / (steered.shape[1] - 1) + blank
-    columns = {
-        "own": own,
-        "unsteered": twin,
-        "others": others,
-        "difference_to_unsteered": own - twin,
-        "difference_to_others": own - others,
-    }
-    found = {name: mean(values, concept, draws, seed) for name, values in columns.items()}
+    own, twin = steered[rows, concept], unsteered[rows, concept]
+    others = (steered.sum(axis=1) - own) / (steered.shape[1] - 1)
+    columns = {"others": others, "difference_to_unsteered": own - twin, "difference_to_others": own - others}
+    found = {name: mean(values + blank, concept, draws, seed) for name, values in columns.items()}
+    found |= {"own": _share(own, both, concept), "unsteered": _share(twin, both, concept)}
     return found | {"p_value": permutation_p(steered + blank[:, None], concept, seed)}
 
 

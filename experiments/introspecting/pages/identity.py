@@ -75,10 +75,17 @@ def _changes(findings: dict[str, Any]) -> list[Block]:
 
 
 def _answers(findings: dict[str, Any]) -> list[Block]:
-    """The first answer of every model to each question, folded."""
-    blocks: list[Block] = [Paragraph("The first answer of every model to each question, with what it claims.")]
+    """All answers to each question side by side, folded: the first of every model, then the second of every model."""
+    blocks: list[Block] = [Paragraph("All answers, question by question, with what they claim in brackets.")]
     for row in findings["responses"]:
-        blocks.append(Details(row["prompt"], {name: _answer(own) for name, own in row["answers"].items()}))
+        samples = max(map(len, row["answers"].values()))
+        texts = {
+            f"{name}, {k + 1}": _answer(own[k])
+            for k in range(samples)
+            for name, own in row["answers"].items()
+            if k < len(own)
+        }
+        blocks.append(Details(row["prompt"], texts))
     return blocks
 
 

@@ -67,8 +67,8 @@ def section(findings: dict[str, Any]) -> list[Block]:
         blocks.append(
             Picture(
                 forest_figure(rows, "divergence less the base's, nats", chance=0.0),
-                "Difference to the base, request by request, with 95% intervals. Left of the line, the adapter knows "
-                "its own answers better than the base knows its own.",
+                "Difference to the base, request by request, with 95% intervals. Where that is left of the line, the "
+                "adapter knows its own answers better than the base knows its own.",
                 "Forest plot of the difference of two divergences to the base, a line an adapter.",
             )
         )

@@ -42,7 +42,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
             Picture(
                 forest_figure(forest, "accuracy above the majority", chance=0.0),
                 "How much better each model predicts its own answers than their commonest value does, with 95% "
-                "intervals over questions. Right of the line, it knows more of itself than its habits.",
+                "intervals over questions. Where that is right of the line, it knows more of itself than its habits.",
                 "Forest plot of accuracy above the majority, a line a model, by kind of property.",
             )
         )
@@ -63,15 +63,14 @@ def section(findings: dict[str, Any]) -> list[Block]:
             "Accuracy by who predicts (rows) and whose answers are predicted (columns). One's own are on the diagonal.",
         ),
     ]  # fmt: skip
-    compared = ("above_majority", "accuracy")
     if len(subjects) > 1:
         blocks += [
             Table(
                 ["instead of itself", *subjects],
                 [[p, *(estimate(findings["advantage"][b].get(p), sign=True) for b in subjects)] for p in subjects],
                 "How much better the model of a column predicts itself than the model of the row predicts it, on the "
-                "questions where both predictions can be read. Above 0, it has a knowledge of itself that the other "
-                "lacks.",
+                "questions where both predictions can be read. Where the interval is above 0, it knows of itself what "
+                "the other does not; among many cells, some are there by chance.",
             ),
             Table(
                 ["adapter", "above majority", "accuracy", "questions"],

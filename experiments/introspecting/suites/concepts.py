@@ -313,7 +313,7 @@ class Concepts:
     def _report(self, seen: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
         c, concept = self.config, seen["concept"]
         steered, unsteered = seen["steered"], seen["unsteered"]
-        said = {state: scores.detection(seen[state]["says"], concept, c.draws, c.seed) for state in STATES}
+        said = {state: scores.detection(seen[state]["says"], concept) for state in STATES}
         above = scores.chance_of_winning(steered["choice"] - unsteered["choice"], concept, c.options)
         found = {
             "n": len(concept),

@@ -186,11 +186,12 @@ class SelfCalibration:
         by_prompt = {record["prompt"]: record for record in records}
         rows = [by_prompt[prompt] for prompt in self.lists.self_calibration.prompts]
         seen = {name: [_Seen(row["answers"][name]) for row in rows] for name in rows[0]["answers"]}
+        weights = [_drawn(len(own.read), self.config.draws, self.config.seed + k) for k, own in enumerate(seen[BASE])]
         draws = {
-            (p, b): [_fits(said.stated, did.read, self.config.draws, self.config.seed + k) for k, (said, did) in
-                     enumerate(zip(seen[p], seen[b], strict=True))]
-            for p in seen for b in seen
-        }  # fmt: skip
+            (p, b): [_fits(said.stated, did.read, w) for said, did, w in zip(seen[p], seen[b], weights, strict=True)]
+            for p in seen
+            for b in seen
+        }
 
         def of(p: str, b: str, measure: str) -> dict[str, Any]:
             return _combined(draws[p, b], measure, self.config.seed)
@@ -234,27 +235,32 @@ class _Seen:
         }
 
 
-def _fits(stated: dict[str, float], read: Sequence[str | None], draws: int, seed: int) -> dict[str, np.ndarray]:
-    """`MEASURES` and "entropy" as [1 + draws] each: of the samples as they are, and of samples drawn from them again.
+def _drawn(n: int, draws: int, seed: int) -> np.ndarray:
+    """How much each of n samples counts, [1 + draws, n]: as they are, and drawn from them again."""
+    return np.concatenate([np.ones((1, n)), *stats.bootstrap_weights(n, draws, seed)])
+
+
+def _fits(stated: dict[str, float], read: Sequence[str | None], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`MEASURES` and "entropy" of the n samples that were `read`, by `weights [1 + draws, n]`: [1 + draws] each.
 
     Without a statement the entropy alone, and nothing where no sample is an answer; NaN where none that was drawn is.
-    The samples that are drawn depend on their number and the seed, so those of two subjects are paired. Samples of
-    samples repeat more than samples do, which raises every divergence and lowers the entropy; so their mean is moved to
-    where the value is.
+    Samples of samples repeat more than samples do, which raises every divergence and lowers the entropy; so their mean
+    is moved to where the value is.
     """
     given = {answer for answer in read if answer is not None}
     if not given:
         return {}
-    answers = [*stated, *sorted(given - stated.keys())]
-    n, each = len(read), np.array([[answer == other for other in answers] for answer in read], float)  # [n, A]
-    again = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    counts = np.concatenate([np.ones((1, n)), again]) @ each
+    at = {answer: k for k, answer in enumerate([*stated, *sorted(given - stated.keys())])}
+    rows = [k for k, answer in enumerate(read) if answer is not None]
+    each = np.zeros((len(read), len(at)))  # [n, A]
+    each[rows, [at[read[k]] for k in rows]] = 1  # type: ignore[index]
+    counts = weights @ each
     some = counts.sum(axis=1) > 0
     found = {"entropy": entropy(counts[some])} | (fit(counts[some], shared_out(stated)[0]) if stated else {})
     for name, values in found.items():
         if not name.startswith("top"):
             values[1:] = np.maximum(values[1:] - values[1:].mean() + values[0], 0)
-        found[name] = np.full(1 + draws, np.nan)
+        found[name] = np.full(len(weights), np.nan)
         found[name][some] = values
     return found
 

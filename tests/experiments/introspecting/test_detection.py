@@ -23,7 +23,7 @@ from nmjax.paths import checkpoint_dir
 from nmjax.prefix import share_prefix
 from nmjax.report.page import Picture, render_page
 from nmjax.report.results import dump_json
-from nmjax.report.tables import Table
+from nmjax.report.tables import Table, estimate
 from nmjax.training import lora
 
 LISTS = read_lists("tiny")
@@ -104,6 +104,12 @@ def test_every_subject_reads_the_same_and_more_than_200_unsteered_inputs_are_new
         unsteered = {text for item, text in seen["base", wording] if item["set"] == "unsteered"}
         assert len(unsteered) == 200
         assert all(LISTS.system in text for text in unsteered)
+        contexts = {}  # inputs that share one are resampled together
+        for item, text in seen["base", wording]:
+            if item["set"] in ("unsteered", "system"):
+                told = next(context for context in suite._test[wording].contexts if context in text)
+                contexts.setdefault(item["source"], set()).add(told)
+        assert len(contexts) == 25 and all(len(told) == 1 for told in contexts.values())
         others = [text for item, text in seen["base", wording] if item["set"] == "system"]
         assert len(set(others)) == 4 and not any(LISTS.system in text for text in others)
 
@@ -242,7 +248,7 @@ def test_records_and_findings_are_strict_json_and_become_a_section(suite, record
     assert all(name in text for name in ("base, asked vaguely", "two, asked vaguely", "12 with held-out vectors"))
     headline = next(block for block in blocks if isinstance(block, Table))
     base = findings["subjects"][0]["detection"]["held_out"]
-    assert headline.rows[0][:2] == ["base", page._estimate(base["auroc"])]
+    assert headline.rows[0][:2] == ["base", estimate(base["auroc"])]
 
 
 # --- What it says -----------------------------------------------------------------------------------------------------
