@@ -152,11 +152,9 @@ def test_planted_answers_give_known_rates(suite):
     assert plain["choice"]["unsteered"]["value"] == pytest.approx(1 / 4)  # whatever it prefers, over all concepts
     assert base["keywords"]["own"]["value"] == 0 and base["detection"]["difference"]["value"] == 0
     z = norm.ppf(0.975) ** 2  # of six concepts whose answers are all alike Wilson's interval is that of six answers
-    for found, value, ends, counts in (
-        (base, 0, [0, z / (6 + z)], (0, 18, 0)),
-        (plain, 1, [6 / (6 + z), 1], (12, 0, 6)),
-    ):
-        steered = found["detection"]["steered"]
+    ends = {"base": [0, z / (6 + z)], "plain": [6 / (6 + z), 1]}
+    for name, value, counts in (("base", 0, (0, 18, 0)), ("plain", 1, (12, 0, 6))):
+        steered = findings["subjects"][name]["detection"]["steered"]
         assert (steered["value"], *(steered[kind] for kind in ("yes", "no", "unclear"))) == (value, *counts)
         assert steered["interval"] == pytest.approx(ends[name])
     assert plain["detection"]["difference"]["interval"] == [1, 1]

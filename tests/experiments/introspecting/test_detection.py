@@ -131,7 +131,13 @@ def test_grid_is_full_and_balanced(suite):
     assert rows["trained"] < set(range(100)) and rows["held_out"] < set(range(150, 200))
 
 
-def test_inputs_are_used_equally_often(subjects):
+@pytest.fixture
+def without_tokens(monkeypatch):
+    """Suites whose texts are not encoded, which takes longer than all else where nothing is asked."""
+    monkeypatch.setattr(Detection, "_segments", None)
+
+
+def test_inputs_are_used_equally_often(subjects, without_tokens):
     """Sixty steered items of each of 50 vectors' cells over 250 inputs: no one twice before all were once."""
     items = Detection(subjects, LISTS, DetectionConfig(magnitudes=(5.0, 10.0))).items
     used = np.bincount([item.input for item in items if item.set == "held_out"], minlength=250)
@@ -149,7 +155,7 @@ def test_inputs_are_used_equally_often(subjects):
         ({"v": "vague_prompt"}, ("original",), {("base", "original"), ("v", "original")}),
     ],
 )  # fmt: skip
-def test_who_is_asked_what(subjects, variants, asked, pairs):
+def test_who_is_asked_what(subjects, variants, asked, pairs, without_tokens):
     config = dataclasses.replace(SMALL, asked=asked)
     assert set(Detection(Subjects(subjects.lm.base, variants), LISTS, config).pairs) == pairs
 

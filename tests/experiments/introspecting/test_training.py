@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import models
+from experiments.introspecting import training as training_module
 from experiments.introspecting.training import Training, TrainingSettings, make_settings, records_of, validation
 from nmjax.report import results
 
@@ -79,6 +80,7 @@ def test_a_training_that_was_killed_goes_on(lm, trained, tmp_path, monkeypatch):
         if name == "final":
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(training_module, "curves_figure", lambda panels: b"")  # drawing takes as long as training
     monkeypatch.setattr(Training, "_export", killed)
     with pytest.raises(KeyboardInterrupt):
         training.run(progress=False)
