@@ -51,7 +51,9 @@ def findings(rows: Sequence[Mapping[str, Mapping[str, Any]]], count: int, draws:
     Returns:
       "matrix": by whose q and whose answers the mean over prompts of KL(p || q) in nats, see `mean_of`; "uniform": by
       subject that of KL(p || uniform), "top1" that of whether the likeliest answer is the one foretold as likeliest,
-      "versus_uniform" and "versus_base" (of adapters) those of the differences of KL(p || q), prompt by prompt.
+      "versus_uniform" that of the difference of KL(p || q) to it, prompt by prompt. By adapter "versus_base", that of
+      the difference to the base's KL of its own answers, which may be harder or easier to foretell, and "advantage",
+      that of the difference to the base's foretelling of the same answers.
     """
     names = list(rows[0])
     own = {name: [commonest(row[name]["samples"], count) for row in rows] for name in names}
@@ -65,15 +67,17 @@ def findings(rows: Sequence[Mapping[str, Mapping[str, Any]]], count: int, draws:
     def mean(values: np.ndarray) -> dict[str, Any]:
         return mean_of(values, draws, seed)
 
-    def kl(name: str) -> np.ndarray:
-        return found[name, name]["kl"]
+    def kl(p: str, b: str) -> np.ndarray:
+        return found[p, b]["kl"]
 
+    adapters = [name for name in names if name != BASE]
     return {
         "matrix": {p: {b: mean(found[p, b]["kl"]) for b in names} for p in names},
         "uniform": {name: mean(found[name, name]["uniform"]) for name in names},
         "top1": {name: mean(found[name, name]["top1"]) for name in names},
-        "versus_uniform": {name: mean(kl(name) - found[name, name]["uniform"]) for name in names},
-        "versus_base": {name: mean(kl(name) - kl(BASE)) for name in names if name != BASE},
+        "versus_uniform": {name: mean(kl(name, name) - found[name, name]["uniform"]) for name in names},
+        "versus_base": {name: mean(kl(name, name) - kl(BASE, BASE)) for name in adapters},
+        "advantage": {name: mean(kl(name, name) - kl(BASE, name)) for name in adapters},
     }
 
 

@@ -44,7 +44,7 @@ def verdicts(findings: Findings, trainings: Trainings) -> list[Verdict]:
         versus = findings["self_calibration"]["versus_base"]
         if "original" in versus:
             found.append(_better_calibrated(versus["original"]))
-            found.append(_foretells_better(findings["self_calibration"]["foretold"]["versus_base"]["original"]))
+            found.append(_foretells_better(findings["self_calibration"]["foretold"]))
     if "localization" in findings:
         found.append(_localizes(findings["localization"]["tasks"]))
     return found
@@ -137,12 +137,15 @@ def _better_calibrated(versus: Mapping[str, Any]) -> Verdict:
     return Verdict(claim, _smaller(change), because)
 
 
-def _foretells_better(change: Mapping[str, Any]) -> Verdict:
-    claim = "the same without words: original foretells its answers better than the base does, by their likelihoods"
+def _foretells_better(foretold: Mapping[str, Any]) -> Verdict:
+    claim = "the same without words: original foretells how likely its answers are better than the base foretells them"
+    change, own = foretold["advantage"]["original"], foretold["versus_base"]["original"]
     if change["interval"] is None:
-        return Verdict(claim, MISSING, f"{change['n']} prompts have answers of both that can be compared")
-    because = f"KL(answered || foretold) differs by {estimate(change, sign=True)} nats over {change['n']} prompts"
-    return Verdict(claim, _smaller(change), because)
+        return Verdict(claim, MISSING, f"{change['n']} prompts have answers that can be compared")
+    because = (
+        f"KL(answered || foretold) differs by {estimate(change, sign=True)} nats over {change['n']} prompts, and by "
+    )
+    return Verdict(claim, _smaller(change), f"{because}{estimate(own, sign=True)} from that of the base's own answers")
 
 
 def _smaller(change: Mapping[str, Any]) -> str:

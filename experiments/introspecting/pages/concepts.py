@@ -49,7 +49,8 @@ def _introduction(findings: dict[str, Any]) -> list[Block]:
             f"as found and {number(vectors['cosine_without_shared'])} without the shared direction; the mean direction "
             f"has the norm {number(vectors['shared_norm'])}. Intervals are over concepts. A p-value is that of a "
             "permutation test which deals the concepts to the groups of answers at random, corrected for the tests of "
-            "all models by keyword and by judge (Benjamini-Hochberg)."
+            "all models by keyword and by judge (Benjamini-Hochberg). An interval without width says that all concepts "
+            "were alike, no more."
         ),
     ]
 

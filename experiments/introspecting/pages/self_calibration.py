@@ -118,11 +118,12 @@ def _foretold(found: dict[str, Any]) -> list[Block]:
             "as the beginning of what it replies when asked which answers it would give. The divergence is that of the "
             "second from the first among these answers, in nats; 0 is a perfect fit. What knows nothing finds all of "
             "them equally likely: its divergence is in the next column, and below it is some knowledge of how likely "
-            "these answers are. It need not be of oneself: other models may foretell them as well, see the table below."
+            "these answers are. It need not be of oneself: so what counts is the difference to how the base foretells "
+            "the very same answers. The base's own answers are others, and may be easier or harder to foretell."
         ),
         Table(
-            ["model", "divergence", "knowing nothing", "difference", "likeliest is foretold", "difference to base",
-             "requests"],
+            ["model", "divergence", "knowing nothing", "difference", "likeliest is foretold",
+             "less the base's of the same answers", "less the base's of its own", "requests"],
             [
                 [
                     name,
@@ -130,6 +131,7 @@ def _foretold(found: dict[str, Any]) -> list[Block]:
                     estimate(found["uniform"][name], 2),
                     estimate(found["versus_uniform"][name], 2, sign=True),
                     estimate(found["top1"][name], 2),
+                    estimate(found["advantage"].get(name), 2, sign=True),
                     estimate(found["versus_base"].get(name), 2, sign=True),
                     number(found["matrix"][name][name]["n"], 0),
                 ]

@@ -92,7 +92,7 @@ class Analysis:
             pair: _Answers(tuple(item for item in items if item["yes"] is not None and item["no"] is not None))
             for pair, items in asked.items()
         }
-        found = []
+        found: list[dict[str, Any]] = []
         for (subject, wording), items in asked.items():
             own = answers[subject, wording]
             base = answers.get((BASE, wording)) if subject != BASE else None

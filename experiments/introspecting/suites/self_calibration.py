@@ -186,7 +186,9 @@ class SelfCalibration:
         by_prompt = {record["prompt"]: record for record in records}
         rows = [by_prompt[prompt] for prompt in self.lists.self_calibration.prompts]
         seen = {name: [_Seen(row["answers"][name]) for row in rows] for name in rows[0]["answers"]}
-        weights = [_drawn(len(own.read), self.config.draws, self.config.seed + k) for k, own in enumerate(seen[BASE])]
+        c = self.config
+        # Seeds of their own: the first is that of the prompts that are drawn.
+        weights = [_drawn(len(own.read), c.draws, c.seed + k) for k, own in enumerate(seen[BASE], start=1)]
         draws = {
             (p, b): [_fits(said.stated, did.read, w) for said, did, w in zip(seen[p], seen[b], weights, strict=True)]
             for p in seen
@@ -194,7 +196,7 @@ class SelfCalibration:
         }
 
         def of(p: str, b: str, measure: str) -> dict[str, Any]:
-            return _combined(draws[p, b], measure, self.config.seed)
+            return _combined(draws[p, b], measure, c.seed)
 
         return {
             "n": len(rows),
@@ -204,9 +206,7 @@ class SelfCalibration:
             },
             "matrix": {p: {b: of(p, b, MEASURES[0]) for b in seen} for p in seen},
             "versus_base": {name: self._versus(draws[name, name], draws[BASE, BASE]) for name in seen if name != BASE},
-            "foretold": foretold.findings(
-                [row["answers"] for row in rows], self.config.compared, self.config.draws, self.config.seed
-            ),
+            "foretold": foretold.findings([row["answers"] for row in rows], c.compared, c.draws, c.seed),
             "prompts": {row["prompt"]: {name: seen[name][k].shown() for name in seen} for k, row in enumerate(rows)},
         }
 

@@ -50,9 +50,19 @@ def test_a_model_that_knows_its_answers_is_told_from_one_that_does_not():
     assert found["matrix"]["knowing"]["knowing"]["value"] < 0.02 < found["uniform"]["knowing"]["value"]
     assert found["versus_uniform"]["knowing"]["interval"][1] < 0 < found["versus_uniform"]["base"]["interval"][1]
     assert found["versus_base"]["knowing"]["interval"][1] < 0
-    # Both have the same answers, so the one foretells the other's, too: it knows the answers, not itself.
+    assert found["advantage"] == found["versus_base"]  # as both have the same answers
+    # So the one foretells the other's, too: it knows the answers, not itself.
     assert found["matrix"]["knowing"]["base"] == found["matrix"]["knowing"]["knowing"]
     assert found["top1"]["knowing"]["value"] > 0.75 > found["top1"]["base"]["value"]
+
+
+def test_an_advantage_is_over_the_same_answers():
+    """Two models that foretell alike, but answer differently: one divergence is less, but nothing is known better."""
+    foretold = {"Cat": 0.4, "Dog": 0.2, "Fox": 0.1}
+    hard = row(foretold, {"Cat": 0.1, "Dog": 0.2, "Fox": 0.7})
+    found = of([{"base": hard, "a": row(foretold)}] * 3)
+    assert found["versus_base"]["a"]["value"] < -0.3
+    assert found["advantage"]["a"] == {"value": 0, "interval": [0, 0], "n": 3}
 
 
 def test_what_cannot_be_compared_is_left_out():
@@ -61,6 +71,6 @@ def test_what_cannot_be_compared_is_left_out():
     alone = row({"Cat": 0.4, "Dog": 0.2, "Fox": 0.1}, samples=["Cat"] * 6)
     found = of([{"base": good, "a": good}, {"base": good, "a": broken}, {"base": good, "a": alone}])
     assert found["matrix"]["base"]["base"] == {"value": pytest.approx(0, abs=1e-12), "interval": [0, 0], "n": 3}
-    assert found["matrix"]["a"]["a"]["n"] == found["versus_base"]["a"]["n"] == 1
+    assert found["matrix"]["a"]["a"]["n"] == found["versus_base"]["a"]["n"] == found["advantage"]["a"]["n"] == 1
     nothing = of([{"base": row({}, {}, [""])}])
     assert nothing["matrix"]["base"]["base"] == {"value": None, "interval": None, "n": 0}

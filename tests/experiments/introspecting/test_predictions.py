@@ -82,7 +82,7 @@ def test_self_calibration(interval, verdict):
     flat = {"value": 0.0, "interval": [-1, 1], "n": 10}
     for stated, foretold, wanted in ((change, flat, (verdict, "undecided")), (flat, change, ("undecided", verdict))):
         own = {"versus_base": {"original": {"kl_actual_stated": stated}},
-               "foretold": {"versus_base": {"original": foretold}}}  # fmt: skip
+               "foretold": {"versus_base": {"original": flat}, "advantage": {"original": foretold}}}  # fmt: skip
         assert tuple(v.verdict for v in verdicts({"self_calibration": own}, {})) == wanted
 
 
