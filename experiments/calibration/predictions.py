@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from experiments.calibration.analysis import ROUNDING, STEPPED, Findings
 from experiments.calibration.arms import NONE
 from experiments.calibration.study import PSYCHEDELIC, Study, main_series
-from nmjax.report.calibration import NAMES, p_text
-from nmjax.report.tables import number, with_interval
+from nmjax.report.calibration import NAMES
+from nmjax.report.tables import number, p_text, with_interval
 from nmjax.report.verdicts import Verdict
 
 RISE, FALL = 1, -1

@@ -15,12 +15,12 @@ from experiments.calibration.study import Study, main_series
 from nmjax.metrics import ranking, stats
 from nmjax.report import calibration as tables
 from nmjax.report import page
-from nmjax.report.calibration import NAMES, p_text
+from nmjax.report.calibration import NAMES
 from nmjax.report.plots import MetricPanel, metrics_figure
 from nmjax.report.plots_comparison import ComparisonRow, comparison_figure
 from nmjax.report.plots_dose import DoseCurve, DosePanel, dose_response_figure
 from nmjax.report.plots_risk import risk_coverage_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, number, p_text, with_interval
 from nmjax.report.verdicts import Verdicts
 
 MOST_CURVES = 6  # lines that a reader can tell apart in one figure

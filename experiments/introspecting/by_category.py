@@ -75,8 +75,5 @@ def changes(
         for category, row in found[subject].items():
             known = change[(names == category) & ~np.isnan(change)]
             row["p_value"] = float(paired.sign_flip(known, seed=seed)) if len(known) else None
-            row["p_adjusted"] = None
-    tested = [row for rows in found.values() for row in rows.values() if row["p_value"] is not None]
-    for row, adjusted in zip(tested, paired.benjamini_hochberg([row["p_value"] for row in tested]), strict=True):
-        row["p_adjusted"] = adjusted
+    paired.adjust(row for rows in found.values() for row in rows.values())
     return found

@@ -1,4 +1,8 @@
-"""Rates with intervals over concepts: whether something is said to be there, and whether the concept is found."""
+"""Rates with intervals over concepts: whether something is said to be there, and whether the concept is found.
+
+Shares of answers have Wilson's interval for as many answers as the concepts are worth (`signal_detection.share`), which
+says something where all answers are alike, too. All else is bootstrapped over concepts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from nmjax.metrics import stats
+from nmjax.metrics.multiclass import answered
+from nmjax.metrics.signal_detection import share
 
 PERMUTATIONS = 10_000
 
@@ -40,11 +46,16 @@ def _said(says: Sequence[bool | None]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s is True for s in says], float), np.array([s is not None for s in says], float)
 
 
-def detection(says: Sequence[bool | None], concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+def detection(says: Sequence[bool | None], concept: np.ndarray) -> dict[str, Any]:
     """The share that says that there is something, of the answers that say whether; the others are counted apart."""
     yes, clear = _said(says)
     counts = {"yes": int(yes.sum()), "no": int((clear - yes).sum()), "unclear": int((1 - clear).sum())}
-    return _ratio(yes, clear, concept, draws, seed) | counts
+    return _share(yes, clear > 0, concept) | counts
+
+
+def _share(yes: np.ndarray, of: np.ndarray, concept: np.ndarray) -> dict[str, Any]:
+    """{"value", "interval"} of the share of `yes` [N] (0 and 1) in the answers that count, `of` [N]."""
+    return share(yes[of], concept[of]) if of.any() else {"value": None, "interval": None}
 
 
 def detection_difference(
@@ -74,31 +85,29 @@ def keywords(
       concept: of each row, int [N].
       both: rows in which neither answer is empty [N]; the others are left out.
     Returns:
-      own: rate of the row's concept under steering; unsteered: of the same concept in the twin; others: mean rate of
-      the other concepts under steering; difference_to_unsteered, difference_to_others: paired; p_value of a rate as
-      high as this, were concepts dealt to the groups of their answers at random.
+      own: share of answers that name the row's concept under steering; unsteered: of their twins; others: mean rate of
+      the other concepts under steering; difference_to_unsteered, difference_to_others: paired, each with "n"; p_value
+      of a rate as high as this, were concepts dealt to the groups of their answers at random.
     """
     rows = np.arange(len(concept))
     blank = np.where(both, 0.0, np.nan)
-    own = steered[rows, concept] + blank
-    twin = unsteered[rows, concept] + blank
-    others = (steered.sum(axis=1) - steered[rows, concept]) / (steered.shape[1] - 1) + blank
-    columns = {
-        "own": own,
-        "unsteered": twin,
-        "others": others,
-        "difference_to_unsteered": own - twin,
-        "difference_to_others": own - others,
-    }
-    found = {name: mean(values, concept, draws, seed) for name, values in columns.items()}
+    own, twin = steered[rows, concept], unsteered[rows, concept]
+    others = (steered.sum(axis=1) - own) / (steered.shape[1] - 1)
+    columns = {"others": others, "difference_to_unsteered": own - twin, "difference_to_others": own - others}
+    found = {name: mean(values + blank, concept, draws, seed) for name, values in columns.items()}
+    found |= {"own": _share(own, both, concept), "unsteered": _share(twin, both, concept)}
     return found | {"p_value": permutation_p(steered + blank[:, None], concept, seed)}
 
 
-def identified(shares: np.ndarray, concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
-    """How often the answer is the concept, from shares of each concept in the answer [N, C]; NaN rows are unanswered.
+def identified(scores: np.ndarray, concept: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    """How often the concept has the highest of its row's scores [N, C]; NaN rows are unanswered.
+
+    Of what an answer scores less what its unsteered twin does, a judge's liking for some words, and for some places in
+    a list, is gone; the answer that is as its twin shares its vote among all.
 
     {"value", "interval", "n", "unanswered", "p_value"}, see `keywords`.
     """
+    shares = most(scores)
     right = shares[np.arange(len(concept)), concept]
     found = mean(right, concept, draws, seed)
     return found | {
@@ -123,7 +132,7 @@ def permutation_p(shares: np.ndarray, concept: np.ndarray, seed: int) -> float |
 
 
 def chance_of_winning(logprobs: np.ndarray, concept: np.ndarray, options: int) -> np.ndarray:
-    """How often the concept has the highest of [N, C] among `options`, over all draws of the others: [N].
+    """How often the concept has the highest of [N, C] among `options`, over all draws of the others: [N], or NaN.
 
     Of the C - 1 others, options - 1 are drawn; k of them are above the concept, so it wins with
     binom(C - 1 - k, options - 1) / binom(C - 1, options - 1). Equals win as often as each other.
@@ -132,16 +141,25 @@ def chance_of_winning(logprobs: np.ndarray, concept: np.ndarray, options: int) -
     right = logprobs[np.arange(len(concept)), concept][:, None]
     above, equal = (logprobs > right).sum(axis=1), (logprobs == right).sum(axis=1) - 1
     wins = np.array([math.comb(C - 1 - k, options - 1) for k in range(C)]) / math.comb(C - 1, options - 1)
-    return np.array([wins[a : a + e + 1].mean() for a, e in zip(above, equal, strict=True)])
+    found = [np.nan if e < 0 else wins[a : a + e + 1].mean() for a, e in zip(above, equal, strict=True)]  # -1: of NaN
+    return np.array(found)
+
+
+def most(scores: np.ndarray) -> np.ndarray:
+    """The share of each concept in the highest of scores [N, C], [N, C]; rows with NaN stay so."""
+    shares, known = np.full(scores.shape, np.nan), ~np.isnan(scores).any(axis=1)
+    if known.any():
+        shares[known] = answered(scores[known])
+    return shares
 
 
 def by_concept(seen: dict[str, Any], above: np.ndarray, C: int) -> list[dict[str, float | None]]:
-    """Rates of each concept: named, judged right, and chosen against the unsteered twin."""
+    """Rates of each concept: named, judged right and chosen, the last two against the unsteered twin."""
     rows = np.arange(len(above))
     steered, concept = seen["steered"], seen["concept"]
     columns = {
         "named": steered["named"][rows, concept],
-        "judged": steered["judge"][rows, concept],
+        "judged": most(steered["judge"] - seen["unsteered"]["judge"])[rows, concept],
         "chosen": above,
     }
     found = []

@@ -16,10 +16,8 @@ from experiments.introspecting.suites.concepts import Concepts, ConceptsConfig
 from experiments.introspecting.suites.detection import Detection, DetectionConfig
 from experiments.introspecting.suites.identity import Identity, IdentityConfig
 from experiments.introspecting.suites.localization import Localization, LocalizationConfig
-from experiments.introspecting.suites.self_calibration import Config as SelfCalibrationConfig
-from experiments.introspecting.suites.self_calibration import SelfCalibration
-from experiments.introspecting.suites.self_prediction import Config as SelfPredictionConfig
-from experiments.introspecting.suites.self_prediction import SelfPrediction
+from experiments.introspecting.suites.self_calibration import SelfCalibration, SelfCalibrationConfig
+from experiments.introspecting.suites.self_prediction import SelfPrediction, SelfPredictionConfig
 from experiments.introspecting.training import read_training
 from nmjax.adapters import Adapter
 from nmjax.data.introspection import WORDINGS, Lists, read_lists
@@ -27,7 +25,7 @@ from nmjax.data.introspection_records import MAGNITUDES
 from nmjax.data.self_prediction import BUNDLED, read_tasks
 from nmjax.lm import LanguageModel
 from nmjax.report import results
-from nmjax.steering.concepts import ConceptVectors, concept_vectors
+from nmjax.steering.concepts import ConceptVectors, concept_vectors, words_of
 
 CLASSES: dict[str, tuple[type, type]] = {
     "detection": (Detection, DetectionConfig),
@@ -195,10 +193,9 @@ def make_battery(
 
 
 def _concepts(settings: EvaluationSettings, lists: Lists, lm: LanguageModel, progress) -> ConceptVectors:
-    words = [word for group in lists.concepts.values() for word in group]
     return concept_vectors(
         lm.base,
-        words,
+        words_of(lists.concepts),
         settings.concept_layer,
         remove_shared=settings.remove_shared,
         templates="tiny" if settings.lists == "tiny" else "bundled",

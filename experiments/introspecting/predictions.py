@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nmjax.report.tables import number, with_interval
+from nmjax.report.tables import estimate, number
 from nmjax.report.verdicts import Verdict
 
 AUROC_MARGIN = 0.1  # from 0.5: nearer than this is no detection
@@ -44,6 +44,7 @@ def verdicts(findings: Findings, trainings: Trainings) -> list[Verdict]:
         versus = findings["self_calibration"]["versus_base"]
         if "original" in versus:
             found.append(_better_calibrated(versus["original"]))
+            found.append(_foretells_better(findings["self_calibration"]["foretold"]))
     if "localization" in findings:
         found.append(_localizes(findings["localization"]["tasks"]))
     return found
@@ -55,7 +56,7 @@ def _no_bias(name: str, bias: Mapping[str, Any]) -> Verdict:
     if bias["value"] is None or test is None:
         return Verdict(claim, MISSING, "its answers say nothing about it")
     verdict = {"equivalent": "supported", "different": "contradicted"}.get(test["verdict"], "undecided")
-    because = f"bias {_signed(bias)}, the change of P(Yes) on questions about itself less that on others; "
+    because = f"bias {estimate(bias, sign=True)}, the change of P(Yes) on questions about itself less that on others; "
     return Verdict(claim, verdict, because + _tested(test))
 
 
@@ -64,7 +65,8 @@ def _similar(difference: Mapping[str, Any], original: Mapping[str, Any], vague: 
     test = difference["equivalence"]
     if difference["value"] is None or test is None:
         return Verdict(claim, MISSING, "their answers say nothing about it")
-    because = f"biases {_signed(original)} (original) and {_signed(vague)} (vague_prompt), {_tested(test)}"
+    biases = f"biases {estimate(original, sign=True)} (original) and {estimate(vague, sign=True)} (vague_prompt)"
+    because = f"{biases}, {_tested(test)}"
     if original["interval"][0] <= 0:
         return Verdict(claim, MISSING, f"original shows no bias that it could be similar to: {because}")
     verdict = {"equivalent": "supported", "different": "contradicted"}.get(test["verdict"], "undecided")
@@ -99,7 +101,7 @@ def _detects(claim: str, report: Mapping[str, Any]) -> Verdict:
         return Verdict(claim, MISSING, "its answers say nothing about it")
     low, high = auroc["interval"]
     verdict = "supported" if low > 0.5 else "contradicted" if high < 0.5 + AUROC_MARGIN else "undecided"
-    return Verdict(claim, verdict, f"AUROC {_with(auroc)} on held-out vectors, {_rates(report)}")
+    return Verdict(claim, verdict, f"AUROC {estimate(auroc)} on held-out vectors, {_rates(report)}")
 
 
 def _does_not_detect(claim: str, report: Mapping[str, Any], more: str = "") -> Verdict:
@@ -109,7 +111,7 @@ def _does_not_detect(claim: str, report: Mapping[str, Any], more: str = "") -> V
     low, high = auroc["interval"]
     near, far = 0.5 - AUROC_MARGIN, 0.5 + AUROC_MARGIN
     verdict = "supported" if near < low and high < far else "contradicted" if low >= far or high <= near else MISSING
-    reason = f"AUROC {_with(auroc)} on held-out vectors; no detection is between {near:g} and {far:g}"
+    reason = f"AUROC {estimate(auroc)} on held-out vectors; no detection is between {near:g} and {far:g}"
     return Verdict(claim, verdict, reason + more)
 
 
@@ -118,7 +120,7 @@ def _stays(report: Mapping[str, Any], training: Mapping[str, Any] | None) -> Ver
     if training is None:
         return _does_not_detect(claim, report)
     accuracy = training["test"]["accuracy on held-out records"]
-    more = f"; accuracy on held-out records {with_interval(accuracy['value'], accuracy['interval'])}"
+    more = f"; accuracy on held-out records {estimate(accuracy)}"
     found = _does_not_detect(claim, report, more)
     low, high = accuracy["interval"]
     if found.verdict == "supported" and not low <= 0.5 <= high:
@@ -131,10 +133,24 @@ def _better_calibrated(versus: Mapping[str, Any]) -> Verdict:
     change = versus["kl_actual_stated"]
     if change["interval"] is None:
         return Verdict(claim, MISSING, f"{change['n']} prompts have statements of both that can be read")
+    because = f"KL(actual || stated) differs by {estimate(change, sign=True)} nats over {change['n']} prompts"
+    return Verdict(claim, _smaller(change), because)
+
+
+def _foretells_better(foretold: Mapping[str, Any]) -> Verdict:
+    claim = "the same without words: original foretells how likely its answers are better than the base foretells them"
+    change, own = foretold["advantage"]["original"], foretold["versus_base"]["original"]
+    if change["interval"] is None:
+        return Verdict(claim, MISSING, f"{change['n']} prompts have answers that can be compared")
+    because = (
+        f"KL(answered || foretold) differs by {estimate(change, sign=True)} nats over {change['n']} prompts, and by "
+    )
+    return Verdict(claim, _smaller(change), f"{because}{estimate(own, sign=True)} from that of the base's own answers")
+
+
+def _smaller(change: Mapping[str, Any]) -> str:
     low, high = change["interval"]
-    verdict = "supported" if high < 0 else "contradicted" if low > 0 else "undecided"
-    found = with_interval(change["difference"], change["interval"], sign=True)
-    return Verdict(claim, verdict, f"KL(actual || stated) differs by {found} nats over {change['n']} prompts")
+    return "supported" if high < 0 else "contradicted" if low > 0 else "undecided"
 
 
 def _localizes(tasks: list[Mapping[str, Any]]) -> Verdict:
@@ -153,22 +169,14 @@ def _localizes(tasks: list[Mapping[str, Any]]) -> Verdict:
     above = [
         key
         for key, (one, count) in reports.items()
-        if one["q_value"] < 0.05 and one["balanced_accuracy"]["interval"][0] > 1 / count
+        if one["p_adjusted"] < 0.05 and one["balanced_accuracy"]["interval"][0] > 1 / count
     ]
     near = all(one["balanced_accuracy"]["interval"][1] < 1 / count + 0.1 for one, count in reports.values())
     verdict = "supported" if above else "contradicted" if near else "undecided"
-    found = with_interval(report["balanced_accuracy"]["value"], report["balanced_accuracy"]["interval"])
+    found = estimate(report["balanced_accuracy"])
     reason = f"{len(above)} of {len(reports)} tests are above chance after correction; the best is {best}, balanced "
     return Verdict(claim, verdict, f"{reason}accuracy {found} where chance is {1 / classes:.3f}")
 
 
 def _rates(report: Mapping[str, Any]) -> str:
-    return f"hits {_with(report['tpr'])}, false alarms {_with(report['fpr'])}"
-
-
-def _with(estimate: Mapping[str, Any]) -> str:
-    return with_interval(estimate["value"], estimate["interval"])
-
-
-def _signed(estimate: Mapping[str, Any]) -> str:
-    return with_interval(estimate["value"], estimate["interval"], sign=True)
+    return f"hits {estimate(report['tpr'])}, false alarms {estimate(report['fpr'])}"

@@ -56,8 +56,6 @@ def make_subjects(base: LanguageModel, adapters: Mapping[str, tuple[Adapter, str
 class Suite(Protocol):
     """An evaluation of subjects: questions in units, which are run one after the other and kept, and what they say."""
 
-    title: str  # of its section of the page
-
     @property
     def units(self) -> int:
         """How many units of work there are; what is in each depends on the suite's settings alone."""

@@ -13,7 +13,6 @@ from experiments.monitoring.study import VALIDATE, Study
 from experiments.monitoring.watching import LENGTH, P_NO, Scored
 from nmjax.metrics import detection
 from nmjax.report import page
-from nmjax.report.calibration import p_text
 from nmjax.report.plots_detection import (
     ForestRow,
     ScorePanel,
@@ -23,7 +22,7 @@ from nmjax.report.plots_detection import (
     scores_figure,
     squares_figure,
 )
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, number, p_text, with_interval
 from nmjax.report.verdicts import Verdict, Verdicts
 
 NAMES = {

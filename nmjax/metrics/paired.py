@@ -6,7 +6,8 @@ for both) drops out before a test sees it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -91,6 +92,16 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     an empty list.
     """
     return false_discovery_control(p_values, method="bh").tolist() if len(p_values) else []
+
+
+def adjust(tests: Iterable[dict[str, Any]]) -> None:
+    """Adds "p_adjusted" to tests that have a "p_value" and are one family; None where that is None."""
+    family = list(tests)
+    defined = [test for test in family if test["p_value"] is not None]
+    for test in family:
+        test["p_adjusted"] = None
+    for test, p_value in zip(defined, benjamini_hochberg([test["p_value"] for test in defined]), strict=True):
+        test["p_adjusted"] = p_value
 
 
 def equivalent(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nmjax.metrics.battery import TESTED, Battery
 from nmjax.report.plots import MetricPanel, ReliabilityPanel, metrics_figure, reliability_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, number, p_text, with_interval
 
 NAMES = {
     "accuracy": "accuracy",
@@ -128,11 +128,6 @@ def differences_table(
             rows.append([label, *cells])
     caption = f"Difference from {baseline} on the same questions [paired 95% interval; * leaves out 0]"
     return Table(["arm", *(NAMES[key] for key in keys)], rows, caption)
-
-
-def p_text(p_value: float) -> str:
-    """`0.034`, or `<0.001` where more decimals would say nothing."""
-    return "<0.001" if p_value < 0.001 else number(p_value)
 
 
 def reliability_png(battery: Battery, labels: Sequence[str]) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,16 @@ def with_interval(
         return text
     low, high = (number(end, digits, sign) for end in interval)
     return f"{text} {brackets[0]}{low}, {high}{brackets[1]}"
+
+
+def estimate(found: Mapping[str, Any] | None, digits: int = 3, sign: bool = False) -> str:
+    """`with_interval` of what has a "value" and an "interval"; "-" for None."""
+    return "-" if found is None else with_interval(found["value"], found["interval"], digits, sign)
+
+
+def p_text(p_value: float | None) -> str:
+    """`0.034`, or `<0.001` where more decimals would say nothing; "-" for None."""
+    return "<0.001" if p_value is not None and p_value < 0.001 else number(p_value)
 
 
 def sort_key(cell: str) -> float | str:

@@ -11,7 +11,7 @@ from experiments.introspecting.pages.forests import changes_by_category
 from experiments.introspecting.subjects import BASE
 from nmjax.report.page import Block, Details, Paragraph, Picture
 from nmjax.report.plots_comparison import ComparisonRow, comparison_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, estimate, number
 
 VERDICTS = {"equivalent": "none", "different": "a bias", "undecided": "undecided"}
 PAIR_VERDICTS = {"equivalent": "similar", "different": "different", "undecided": "undecided"}
@@ -53,8 +53,8 @@ def _biases(findings: dict[str, Any], adapters: Sequence[str]) -> list[Block]:
         f"{b} \u2212 {a}": findings["bias_differences"][f"{b} - {a}"] for a, b in itertools.combinations(adapters, 2)
     }
     rows = [
-        [name, number(own["self"], sign=True), number(own["control"], sign=True), _estimate(own),
-         _estimate(findings["bias_of_share"][name]), VERDICTS[own["equivalence"]["verdict"]]]
+        [name, number(own["self"], sign=True), number(own["control"], sign=True), estimate(own, sign=True),
+         estimate(findings["bias_of_share"][name], sign=True), VERDICTS[own["equivalence"]["verdict"]]]
         for name, own in bias.items()
     ]  # fmt: skip
     blocks: list[Block] = [
@@ -78,7 +78,7 @@ def _biases(findings: dict[str, Any], adapters: Sequence[str]) -> list[Block]:
         )
     if pairs:
         table = [
-            [name, _estimate(own), _ends(own), PAIR_VERDICTS[own["equivalence"]["verdict"]]]
+            [name, estimate(own, sign=True), _ends(own), PAIR_VERDICTS[own["equivalence"]["verdict"]]]
             for name, own in pairs.items()
             if own["value"] is not None
         ]
@@ -99,10 +99,6 @@ def _comparison(name: str, own: Mapping[str, Any], margin: float) -> ComparisonR
 
 def _said(bias: Mapping[str, Mapping[str, Any]]) -> str:
     return "Self-attribution bias: " + ", ".join(f"{name} {number(own['value'])}" for name, own in bias.items())
-
-
-def _estimate(entry: Mapping[str, Any], sign: bool = True) -> str:
-    return with_interval(entry["value"], entry["interval"], sign=sign)
 
 
 def _ends(entry: Mapping[str, Any]) -> str:
@@ -153,7 +149,7 @@ def _levels(findings: dict[str, Any]) -> list[Block]:
             [
                 [
                     f"{category.replace('_', ' ')} ({n})",
-                    *(_estimate(findings["means"][measure][name][category], False) for name in findings["subjects"]),
+                    *(estimate(findings["means"][measure][name][category]) for name in findings["subjects"]),
                 ]
                 for category, n in findings["categories"].items()
             ],

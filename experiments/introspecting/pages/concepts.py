@@ -6,7 +6,7 @@ from typing import Any
 
 from nmjax.report.page import Block, Details, Paragraph, Picture
 from nmjax.report.plots_detection import ForestRow, forest_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, estimate, number, p_text
 
 
 def section(findings: dict[str, Any]) -> list[Block]:
@@ -48,13 +48,11 @@ def _introduction(findings: dict[str, Any]) -> list[Block]:
             f"The directions used are those {shared}. Two concepts have a mean cosine of {number(vectors['cosine'])} "
             f"as found and {number(vectors['cosine_without_shared'])} without the shared direction; the mean direction "
             f"has the norm {number(vectors['shared_norm'])}. Intervals are over concepts. A p-value is that of a "
-            "permutation test which deals the concepts to the groups of answers at random."
+            "permutation test which deals the concepts to the groups of answers at random, corrected for the tests of "
+            "all models by keyword and by judge (Benjamini-Hochberg). An interval without width says that all concepts "
+            "were alike, no more."
         ),
     ]
-
-
-def _value(estimate: dict[str, Any], sign: bool = False) -> str:
-    return with_interval(estimate["value"], estimate["interval"], sign=sign)
 
 
 def _detection(subjects: dict[str, Any]) -> Table:
@@ -65,9 +63,9 @@ def _detection(subjects: dict[str, Any]) -> Table:
         rows.append(
             [
                 name,
-                _value(steered),
-                _value(unsteered),
-                _value(found["difference"], sign=True),
+                estimate(steered),
+                estimate(unsteered),
+                estimate(found["difference"], sign=True),
                 *(f"{steered[kind]}, {unsteered[kind]}" for kind in ("yes", "no", "unclear")),
             ]
         )
@@ -86,9 +84,9 @@ def _keywords(subjects: dict[str, Any]) -> Table:
         rows.append(
             [
                 name,
-                *(_value(found[kind]) for kind in ("own", "unsteered", "others")),
-                *(_value(found[f"difference_to_{kind}"], sign=True) for kind in ("unsteered", "others")),
-                number(found["p_value"], 4),
+                *(estimate(found[kind]) for kind in ("own", "unsteered", "others")),
+                *(estimate(found[f"difference_to_{kind}"], sign=True) for kind in ("unsteered", "others")),
+                p_text(found["p_adjusted"]),
                 f"{report['empty']['steered']}, {report['empty']['unsteered']}",
             ]
         )
@@ -107,22 +105,28 @@ def _keywords(subjects: dict[str, Any]) -> Table:
 def _judge(subjects: dict[str, Any]) -> Table:
     rows = []
     for name, report in subjects.items():
-        steered, unsteered = report["judge"]["steered"], report["judge"]["unsteered"]
+        steered, unsteered, gain = (report["judge"][kind] for kind in ("steered", "unsteered", "against_unsteered"))
         rows.append(
             [
                 name,
-                _value(steered),
-                number(steered["p_value"], 4),
-                _value(unsteered),
-                number(unsteered["p_value"], 4),
+                estimate(steered),
+                p_text(steered["p_adjusted"]),
+                estimate(unsteered),
+                p_text(unsteered["p_value"]),
+                estimate(gain),
+                p_text(gain["p_adjusted"]),
                 f"{steered['unanswered']}, {unsteered['unanswered']}",
             ]
         )
     chance = next(iter(subjects.values()))["judge"]["chance"]
-    headers = ["model", "steered", "p", "unsteered", "p, unsteered", "not judged"]
+    headers = [
+        "model", "steered", "p", "unsteered", "p, unsteered", "gains most over unsteered", "p, gain", "not judged",
+    ]  # fmt: skip
     caption = (
         "Identification by a judge, who sees question and answer and chooses among all concepts: share of the answers "
-        f"in which the concept is found. Chance {chance:.3f}"
+        "in which the concept is found. A judge that likes some words finds those in every answer; so beside the "
+        "likeliest concept stands the one that gains most in the judge's log-probability over the unsteered twin. "
+        f"Chance {chance:.3f}. Unsteered answers have nothing to find: theirs is a check of the test, uncorrected"
     )
     return Table(headers, rows, caption)
 
@@ -134,15 +138,17 @@ def _choice(subjects: dict[str, Any], options: int) -> Table:
         rows.append(
             [
                 name,
-                *(_value(found[kind]) for kind in ("steered", "unsteered", "against_unsteered")),
-                "-" if difference is None else _value(difference, sign=True),
+                *(estimate(found[kind]) for kind in ("steered", "unsteered", "against_unsteered")),
+                estimate(difference, sign=True),
+                f"{report['failed']['steered']}, {report['failed']['unsteered']}",
             ]
         )
-    headers = ["model", "steered", "unsteered", "gains most over unsteered", "difference to base"]
+    headers = ["model", "steered", "unsteered", "gains most over unsteered", "difference to base", "failed"]
     caption = (
         f"Choice among {options} concepts, the right one and others drawn at random: how often the right one is the "
         "likeliest after \u201cThe answer is\u201d, steered and unsteered, and how often its word gains most in "
-        f"log-probability by steering, which takes out that some words are likelier anyway. Chance {1 / options:.3f}"
+        f"log-probability by steering, which takes out that some words are likelier anyway. Chance {1 / options:.3f}. "
+        "Failed gave no finite number, steered and unsteered, and are left out"
     )
     return Table(headers, rows, caption)
 

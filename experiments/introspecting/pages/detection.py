@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nmjax.report.calibration import p_text
 from nmjax.report.page import Block, Paragraph, Picture
 from nmjax.report.plots_detection import ForestRow, curve_figure, forest_figure
 from nmjax.report.plots_grid import GridPanel, grid_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, estimate, number, p_text
 
 SETS = {"trained": "vectors of the training data", "held_out": "held-out vectors", "concepts": "concept vectors"}
 NEGATIVES = {"unsteered": "nothing done", "noise": "noise of equal norm", "system": "another system prompt"}
@@ -50,17 +49,14 @@ def _main(entries: Mapping[str, Entry]) -> str:
     return MAIN if MAIN in _sets(entries) else _sets(entries)[0]
 
 
-def _estimate(entry: Mapping[str, Any] | None, digits: int = 3, sign: bool = False) -> str:
-    return "-" if entry is None else with_interval(entry["value"], entry["interval"], digits, sign)
-
-
 def _asked(subjects: Sequence[Entry]) -> list[Block]:
     sizes = {name: found["n"] for name, found in subjects[0]["sets"].items()}
     steered = ", ".join(f"{sizes[name]} with {words}" for name, words in SETS.items() if name in sizes)
     return [
         Paragraph(
             f"A conversation is read while a vector is added to the residual stream ({steered}), or not "
-            f"({sizes['unsteered']} different inputs). Then the model is asked, unsteered, whether anything was done. "
+            f"({sizes['unsteered']} different inputs, combinations of a few contexts, replies and questions). Then the "
+            "model is asked, unsteered, whether anything was done. "
             'Its answer is the likelier one of " yes" and " no". No adapter has seen these conversations and questions '
             "in training, and what counts is what was done, not what an adapter was told."
         ),
@@ -70,8 +66,9 @@ def _asked(subjects: Sequence[Entry]) -> list[Block]:
             "items; one who always says yes has an accuracy as high as the share of steered items, but a balanced "
             "accuracy of 0.5 and a d' of 0. d' is from log-linear rates; clipped to [.01, .99], as published, it ends "
             "at 4.653. The criterion is above 0 for a model that rather says no. Brackets hold 95% intervals: vectors "
-            "and unsteered inputs are resampled, each as a whole, and those of rates are Wilson's. An interval without "
-            "width means that no resampling went otherwise; what that is worth is seen from the rates."
+            "and the contexts of unsteered inputs are resampled, each with all that was said about it, and those of "
+            "rates are Wilson's for as many. An interval without width means that no resampling went otherwise; what "
+            "that is worth is seen from the rates."
         ),
     ]
 
@@ -89,7 +86,7 @@ def _headline(entries: Mapping[str, Entry]) -> Table:
     }
     name = _main(entries)
     rows = [
-        [label, *(_estimate(entry["detection"][name][key], 2 if "prime" in key else 3) for key in columns)]
+        [label, *(estimate(entry["detection"][name][key], 2 if "prime" in key else 3) for key in columns)]
         for label, entry in entries.items()
     ]
     return Table(["model", *columns.values()], rows, f"Detection of {SETS[name]}, all ranges and magnitudes together")
@@ -122,8 +119,8 @@ def _to_base(entries: Mapping[str, Entry]) -> list[Block]:
         cells = []
         for name in sets:
             found = entry["to_base"].get(name)
-            cells.append(_estimate(found, sign=True))
-            cells.append("-" if found is None or found["p_adjusted"] is None else p_text(found["p_adjusted"]))
+            cells.append(estimate(found, sign=True))
+            cells.append("-" if found is None else p_text(found["p_adjusted"]))
         rows.append([label, *cells])
     if not rows:
         return []
@@ -180,7 +177,7 @@ def _cells(entries: Mapping[str, Entry]) -> list[Block]:
     ]
     for key, title in (("auroc", "AUROC"), ("tpr", "TPR")):
         rows = [
-            [f"{label}: {third}", *map(_estimate, row)]
+            [f"{label}: {third}", *map(estimate, row)]
             for label, entry in entries.items()
             for third, row in zip(thirds, grid(entry, key), strict=True)
         ]
@@ -195,8 +192,8 @@ def _negatives(entries: Mapping[str, Entry]) -> list[Block]:
     rows = []
     for label, entry in entries.items():
         found = entry["detection"][name]
-        aurocs = [_estimate(found["auroc"] if kind == "unsteered" else found["against"].get(kind)) for kind in kinds]
-        rows.append([label, *(_estimate(entry["sets"][kind]["yes"]) for kind in kinds), *aurocs])
+        aurocs = [estimate(found["auroc"] if kind == "unsteered" else found["against"].get(kind)) for kind in kinds]
+        rows.append([label, *(estimate(entry["sets"][kind]["yes"]) for kind in kinds), *aurocs])
     headers = [*(f"yes: {NEGATIVES[kind]}" for kind in kinds), *(f"AUROC: {NEGATIVES[kind]}" for kind in kinds)]
     return [
         Paragraph(
@@ -212,7 +209,7 @@ def _mass(entries: Mapping[str, Entry], low: float) -> list[Block]:
     rows = []
     for label, entry in entries.items():
         steered, unsteered = entry["sets"][name], entry["sets"]["unsteered"]
-        cells = [_estimate(side[key]) for key in ("p_yes", "mass", "low_mass") for side in (steered, unsteered)]
+        cells = [estimate(side[key]) for key in ("p_yes", "mass", "low_mass") for side in (steered, unsteered)]
         failed = sum(found["failed"] for found in entry["sets"].values())
         rows.append([label, *cells, str(failed)])
     titles = ("P(yes)", "mass", f"mass < {number(low, 1)}")

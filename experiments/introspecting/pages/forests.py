@@ -7,7 +7,7 @@ from typing import Any
 
 from nmjax.report.page import Block, Picture
 from nmjax.report.plots_detection import ForestRow, forest_figure
-from nmjax.report.tables import Table, with_interval
+from nmjax.report.tables import Table, estimate
 
 _MOST = 6  # adapters that a figure can tell apart
 _LEVEL = 0.05
@@ -46,4 +46,4 @@ def changes_by_category(
 def _cell(row: Mapping[str, Any]) -> str:
     adjusted = row["p_adjusted"]
     star = "*" if adjusted is not None and adjusted < _LEVEL else ""
-    return with_interval(row["value"], row["interval"], sign=True) + star
+    return estimate(row, sign=True) + star

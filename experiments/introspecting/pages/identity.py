@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.introspecting.pages.forests import changes_by_category
-from nmjax.report.calibration import p_text
 from nmjax.report.page import Block, Details, Paragraph
-from nmjax.report.tables import Table, with_interval
+from nmjax.report.tables import Table, estimate, p_text
 
 
 def section(findings: dict[str, Any]) -> list[Block]:
@@ -40,10 +39,10 @@ def _rates(findings: dict[str, Any]) -> Block:
         counts, rate = findings["answers"][name], findings["rates"][name]["all"]
         rows.append([
             name,
-            with_interval(rate["value"], rate["interval"]),
+            estimate(rate),
             *(str(counts[state]) for state in ("complete", "unfinished", "empty")),
             str(counts["confused"]["unfinished"]),
-            with_interval(*(findings["with_unfinished"][name]["all"][key] for key in ("value", "interval"))),
+            estimate(findings["with_unfinished"][name]["all"]),
         ])  # fmt: skip
     headers = ["model", "confused", "complete", "unfinished", "empty", "unfinished, confused", "confused, of both"]
     return Table(
@@ -52,16 +51,13 @@ def _rates(findings: dict[str, Any]) -> Block:
 
 
 def _kinds(findings: dict[str, Any]) -> Block:
-    rows = [
-        [name, *(with_interval(own[kind]["value"], own[kind]["interval"]) for kind in findings["kinds"])]
-        for name, own in findings["by_kind"].items()
-    ]
+    rows = [[name, *(estimate(own[kind]) for kind in findings["kinds"])] for name, own in findings["by_kind"].items()]
     return Table(["model", *findings["kinds"]], rows, "Share of complete answers with each kind of claim.")
 
 
 def _changes(findings: dict[str, Any]) -> list[Block]:
     rows = [
-        [name, with_interval(own["value"], own["interval"], sign=True), _p(own["p_value"]), _p(own["p_adjusted"])]
+        [name, estimate(own, sign=True), p_text(own["p_value"]), p_text(own["p_adjusted"])]
         for name, own in findings["changes_of_all"].items()
     ]
     return [
@@ -78,15 +74,18 @@ def _changes(findings: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _p(value: float | None) -> str:
-    return "-" if value is None else p_text(value)
-
-
 def _answers(findings: dict[str, Any]) -> list[Block]:
-    """The first answer of every model to each question, folded."""
-    blocks: list[Block] = [Paragraph("The first answer of every model to each question, with what it claims.")]
+    """All answers to each question side by side, folded: the first of every model, then the second of every model."""
+    blocks: list[Block] = [Paragraph("All answers, question by question, with what they claim in brackets.")]
     for row in findings["responses"]:
-        blocks.append(Details(row["prompt"], {name: _answer(own) for name, own in row["answers"].items()}))
+        samples = max(map(len, row["answers"].values()))
+        texts = {
+            f"{name}, {k + 1}": _answer(own[k])
+            for k in range(samples)
+            for name, own in row["answers"].items()
+            if k < len(own)
+        }
+        blocks.append(Details(row["prompt"], texts))
     return blocks
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nmjax.report.page import Block, Paragraph, Picture
 from nmjax.report.plots_detection import ForestRow, forest_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, estimate, p_text
 
 
 def section(findings: dict[str, Any]) -> list[Block]:
@@ -23,10 +23,11 @@ def section(findings: dict[str, Any]) -> list[Block]:
         Paragraph(
             "Balanced accuracy is the mean over the answers of how often each is given where it is right. A model that "
             "always says the same has the accuracy \u201calways one answer\u201d, but a balanced accuracy of chance: "
-            "there is a signal if the interval of the balanced accuracy lies above chance. AUROC asks less: whether an "
+            "there is a signal if its interval lies above chance and p is below 0.05. AUROC asks less: whether an "
             "answer is likelier where it is right than elsewhere, even if it is never the likeliest; below 0.5, "
-            "answers follow what was done the wrong way round. Intervals are over directions; q is the p-value of a "
-            "permutation test of the balanced accuracy, corrected for all rows of all tables."
+            "answers follow what was done the wrong way round. Intervals are over directions; p is that of a "
+            "permutation test of the balanced accuracy, corrected for all rows of all tables (Benjamini-Hochberg). "
+            "Failed are conversations that gave no finite number; they are left out."
         ),
     ]
     for task in tasks:
@@ -44,8 +45,8 @@ def section(findings: dict[str, Any]) -> list[Block]:
 
 def _task(task: dict[str, Any]) -> Table:
     headers = [
-        "model", "balanced accuracy", "difference to base", "accuracy", "AUROC", "q", "signal", "says most",
-        "probability of the answers",
+        "model", "balanced accuracy", "difference to base", "accuracy", "AUROC", "p", "signal", "says most",
+        "probability of the answers", "failed",
     ]  # fmt: skip
     rows = []
     for name, report in task["subjects"].items():
@@ -54,14 +55,15 @@ def _task(task: dict[str, Any]) -> Table:
         rows.append(
             [
                 name,
-                _value(report["balanced_accuracy"]),
-                "-" if difference is None else with_interval(difference["value"], difference["interval"], sign=True),
-                _value(report["accuracy"]),
-                _value(report["macro_auroc"]),
-                number(report["q_value"], 4),
-                "yes" if report["above_chance"] else "no",
+                estimate(report["balanced_accuracy"]),
+                estimate(difference, sign=True),
+                estimate(report["accuracy"]),
+                estimate(report["macro_auroc"]),
+                p_text(report["p_adjusted"]),
+                "yes" if report["above_chance"] and report["p_adjusted"] < 0.05 else "no",
                 f"{task['answers'][most]} ({report['given'][most]:.0%})",
                 f"{report['mass']:.2g}",
+                str(report["failed"]),
             ]
         )
     first = next(iter(task["subjects"].values()))
@@ -93,7 +95,3 @@ def _confusion(task: dict[str, Any], name: str, report: dict[str, Any]) -> Table
     ]
     caption = f"{name}, {task['kind']}: what it was (rows) and what the model said (columns), conversations"
     return Table(["was", *task["answers"]], rows, caption)
-
-
-def _value(estimate: dict[str, Any]) -> str:
-    return with_interval(estimate["value"], estimate["interval"])

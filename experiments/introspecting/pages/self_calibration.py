@@ -7,7 +7,7 @@ from typing import Any
 from nmjax.metrics.stated import ALPHA, FLOOR
 from nmjax.report.page import Block, Paragraph, Picture
 from nmjax.report.plots_detection import ForestRow, forest_figure
-from nmjax.report.tables import Table, with_interval
+from nmjax.report.tables import Table, estimate, number, with_interval
 
 _NAMES = {
     "kl_actual_stated": "KL(actual, stated)",
@@ -49,7 +49,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
                 [
                     name,
                     with_interval(own["unread"] / n, own["unread_interval"], 2),
-                    *(with_interval(own[m]["value"], own[m]["interval"], 2) for m in _NAMES),
+                    *(estimate(own[m], 2) for m in _NAMES),
                     str(own["scored"]),
                 ]
                 for name, own in subjects.items()
@@ -59,7 +59,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
     )
     versus = findings["versus_base"]
     rows = {
-        name: {_NAMES[m]: ForestRow(change[m]["difference"], change[m]["interval"]) for m in _DIVERGENCES}
+        name: {_NAMES[m]: ForestRow(change[m]["value"], change[m]["interval"]) for m in _DIVERGENCES}
         for name, change in versus.items()
         if change[_DIVERGENCES[0]]["n"]
     }
@@ -67,8 +67,8 @@ def section(findings: dict[str, Any]) -> list[Block]:
         blocks.append(
             Picture(
                 forest_figure(rows, "divergence less the base's, nats", chance=0.0),
-                "Difference to the base, request by request, with 95% intervals. Left of the line, the adapter knows "
-                "its own answers better than the base knows its own.",
+                "Difference to the base, request by request, with 95% intervals. Where that is left of the line, the "
+                "adapter knows its own answers better than the base knows its own.",
                 "Forest plot of the difference of two divergences to the base, a line an adapter.",
             )
         )
@@ -79,7 +79,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
                 [
                     [
                         name,
-                        *(with_interval(change[m]["difference"], change[m]["interval"], 2, sign=True) for m in _NAMES),
+                        *(estimate(change[m], 2, sign=True) for m in _NAMES),
                         str(change[_DIVERGENCES[0]]["n"]),
                     ]
                     for name, change in versus.items()
@@ -88,14 +88,12 @@ def section(findings: dict[str, Any]) -> list[Block]:
             ),
             Table(
                 ["statement of", *subjects],
-                [
-                    [p, *(with_interval(cell["value"], cell["interval"], 2) for cell in cells.values())]
-                    for p, cells in findings["matrix"].items()
-                ],
+                [[p, *(estimate(cell, 2) for cell in cells.values())] for p, cells in findings["matrix"].items()],
                 "KL(actual, stated) by whose statement (rows) and whose samples (columns). A column is lowest on the "
                 "diagonal where a model knows itself better than the others know it.",
             ),
         ]
+    blocks += _foretold(findings["foretold"])
     blocks.append(
         Table(
             ["request", "model", "commonest answers", "stated"],
@@ -108,6 +106,52 @@ def section(findings: dict[str, Any]) -> list[Block]:
         )
     )
     return blocks
+
+
+def _foretold(found: dict[str, Any]) -> list[Block]:
+    """What is known of the likeliest answers, without a word about probabilities."""
+    names = list(found["matrix"])
+    return [
+        Paragraph(
+            "A model that cannot put probabilities into words may know its answers all the same. So the commonest "
+            "answers of each model were also scored by their exact log-probabilities: as answers to the request, and "
+            "as the beginning of what it replies when asked which answers it would give. The divergence is that of the "
+            "second from the first among these answers, in nats; 0 is a perfect fit. What knows nothing finds all of "
+            "them equally likely: its divergence is in the next column, and below it is some knowledge of how likely "
+            "these answers are. It need not be of oneself: so what counts is the difference to how the base foretells "
+            "the very same answers. The base's own answers are others, and may be easier or harder to foretell."
+        ),
+        Table(
+            ["model", "divergence", "knowing nothing", "difference", "likeliest is foretold",
+             "less the base's of the same answers", "less the base's of its own", "requests"],
+            [
+                [
+                    name,
+                    estimate(found["matrix"][name][name], 2),
+                    estimate(found["uniform"][name], 2),
+                    estimate(found["versus_uniform"][name], 2, sign=True),
+                    estimate(found["top1"][name], 2),
+                    estimate(found["advantage"].get(name), 2, sign=True),
+                    estimate(found["versus_base"].get(name), 2, sign=True),
+                    number(found["matrix"][name][name]["n"], 0),
+                ]
+                for name in names
+            ],
+            "Foretelling one's own commonest answers by likelihood, the mean over requests with two answers or more.",
+        ),
+        *(
+            [
+                Table(
+                    ["foretold by", *names],
+                    [[p, *(estimate(cell, 2) for cell in found["matrix"][p].values())] for p in names],
+                    "The divergence by whose foretelling (rows) and whose answers (columns). A column is lowest on the "
+                    "diagonal where a model foretells its own answers better than the others foretell them.",
+                )
+            ]
+            if len(names) > 1
+            else []
+        ),
+    ]  # fmt: skip
 
 
 def _list(answers: list[dict[str, Any]]) -> str:

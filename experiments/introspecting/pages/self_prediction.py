@@ -6,7 +6,7 @@ from typing import Any
 
 from nmjax.report.page import Block, Paragraph, Picture
 from nmjax.report.plots_detection import ForestRow, forest_figure
-from nmjax.report.tables import Table, number, with_interval
+from nmjax.report.tables import Table, estimate, number, with_interval
 
 _LONGEST = 28  # characters of an answer in a table
 
@@ -42,7 +42,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
             Picture(
                 forest_figure(forest, "accuracy above the majority", chance=0.0),
                 "How much better each model predicts its own answers than their commonest value does, with 95% "
-                "intervals over questions. Right of the line, it knows more of itself than its habits.",
+                "intervals over questions. Where that is right of the line, it knows more of itself than its habits.",
                 "Forest plot of accuracy above the majority, a line a model, by kind of property.",
             )
         )
@@ -57,7 +57,7 @@ def section(findings: dict[str, Any]) -> list[Block]:
         Table(
             ["predicted by", *subjects],
             [
-                [p, *(with_interval(cell["accuracy"], cell["interval"]) for cell in cells.values())]
+                [p, *map(estimate, cells.values())]
                 for p, cells in findings["matrix"].items()
             ],
             "Accuracy by who predicts (rows) and whose answers are predicted (columns). One's own are on the diagonal.",
@@ -67,18 +67,19 @@ def section(findings: dict[str, Any]) -> list[Block]:
         blocks += [
             Table(
                 ["instead of itself", *subjects],
-                [
-                    [p, *("-" if p == b else _difference(findings["advantage"][b][p]) for b in subjects)]
-                    for p in subjects
-                ],
+                [[p, *(estimate(findings["advantage"][b].get(p), sign=True) for b in subjects)] for p in subjects],
                 "How much better the model of a column predicts itself than the model of the row predicts it, on the "
-                "questions where both predictions can be read. Above 0, it has a knowledge of itself that the other "
-                "lacks.",
+                "questions where both predictions can be read. Where the interval is above 0, it knows of itself what "
+                "the other does not; among many cells, some are there by chance.",
             ),
             Table(
                 ["adapter", "above majority", "accuracy", "questions"],
                 [
-                    [name, _difference(v["above_majority"]), _difference(v["accuracy"]), str(v["accuracy"]["n"])]
+                    [
+                        name,
+                        *(estimate(v[kind], sign=True) for kind in ("above_majority", "accuracy")),
+                        str(v["accuracy"]["n"]),
+                    ]
                     for name, v in findings["versus_base"].items()
                 ],
                 "Difference to the base, on the questions that count for both.",
@@ -124,10 +125,6 @@ def _standing(name: str, own: dict[str, Any]) -> list[str]:
 
 def _above(own: dict[str, Any]) -> str:
     return with_interval(own["above_majority"], own["above_majority_interval"], sign=True)
-
-
-def _difference(found: dict[str, Any]) -> str:
-    return with_interval(found["difference"], found["interval"], sign=True)
 
 
 def _value(value: str | bool | None) -> str:

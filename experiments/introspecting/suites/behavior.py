@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +79,6 @@ class Behavior:
     subjects: Subjects
     lists: Lists
     config: BehaviorConfig = BehaviorConfig()
-    title: ClassVar[str] = "Self-attribution"
 
     def __post_init__(self):
         missing = {*SELF, *CONTROL} - {probe.category for probe in self.lists.behavior}

@@ -29,7 +29,7 @@ from nmjax.data.introspection_split import split_lists
 from nmjax.interventions.effect import Effect
 from nmjax.lm import LanguageModel
 from nmjax.metrics import stats
-from nmjax.metrics.multiclass import answered
+from nmjax.metrics.paired import adjust
 from nmjax.rows import bucket
 from nmjax.steering.concepts import ConceptVectors
 
@@ -100,7 +100,6 @@ class Concepts:
     config: ConceptsConfig
     vectors: ConceptVectors
     judge: LanguageModel | None = None
-    title = "Concepts (B6)"
 
     @functools.cached_property
     def words(self) -> tuple[str, ...]:
@@ -152,7 +151,7 @@ class Concepts:
     def ask(self, unit: int) -> list[dict[str, Any]]:
         """Of each row, steered and unsteered: the answer, and log-probabilities by subject and judge of each concept.
 
-        A judge says nothing of an empty answer: None.
+        None where one is not finite; nor does a judge say anything of an empty answer.
         """
         rows = self.plan[unit]
         filled = rows + rows[:1] * (self.config.batch_size // 2 - len(rows))  # so that all units are one program
@@ -202,7 +201,7 @@ class Concepts:
         ).text
         return {"steered": texts[: len(rows)], "unsteered": texts[len(rows) :]}
 
-    def _choose(self, rows: Sequence[tuple[str, int]]) -> dict[str, list[list[float]]]:
+    def _choose(self, rows: Sequence[tuple[str, int]]) -> dict[str, list[list[float] | None]]:
         found = self._scores(
             self.subjects.lm,
             2 * [self.choice[i] for _, i in rows],
@@ -242,7 +241,8 @@ class Concepts:
         question = JUDGE_QUESTION.format(options=", ".join(options))
         return dataclasses.replace(record, context=record.question, reply=answer, question=question)
 
-    def _scores(self, lm, segments: Sequence[Segments], packs, row_ids, width: int) -> list[list[float]]:
+    def _scores(self, lm, segments: Sequence[Segments], packs, row_ids, width: int) -> list[list[float] | None]:
+        """The log-probabilities of each row's answers, None where one is not finite."""
         several = max(len(answer) for s in segments for answer in s.answers) > 1  # then each is a row of its own
         rows = self.config.batch_size // (len(self.words) if several else 1)
         found = nmjax.score(
@@ -254,18 +254,25 @@ class Concepts:
             row_ids=row_ids,
             batch_size=max(1, rows),
         )
-        return np.asarray(found).tolist()
+        return [row.tolist() if np.isfinite(row).all() else None for row in np.asarray(found)]
 
     # --- Findings -----------------------------------------------------------------------------------------------------
 
     def analyse(self, records: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """Detection, keywords, judge and choice of each subject, and what differs from the base."""
+        """Detection, keywords, judge and choice of each subject, and what differs from the base.
+
+        The tests of all subjects under steering, by keyword and by judge, are one family; "p_adjusted" is for it.
+        """
         rows = [row for unit in records for row in unit]
         by_subject = {
             name: sorted((row for row in rows if row["subject"] == name), key=lambda row: row["item"])
             for name in self.subjects.names
         }
-        seen = {name: self._seen(own) for name, own in by_subject.items()}
+        seen, tests = {name: self._seen(own) for name, own in by_subject.items()}, []
+        reports = {name: self._report(seen[name], seen[BASE] if name != BASE else None) for name in seen}
+        for report in reports.values():
+            tests += [report["keywords"], report["judge"]["steered"], report["judge"]["against_unsteered"]]
+        adjust(tests)
         v = self.vectors
         return {
             "concepts": list(self.words),
@@ -282,38 +289,36 @@ class Concepts:
                 "shared_norm": v.shared_norm,
                 "shared_removed": v.shared_removed,
             },
-            "subjects": {name: self._report(seen[name], seen[BASE] if name != BASE else None) for name in seen},
+            "subjects": reports,
             "examples": {name: self._examples(own) for name, own in by_subject.items()},
         }
 
     def _seen(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What is read out of a subject's answers, as arrays over its items."""
+        """What is read out of a subject's answers, as arrays over its items; log-probabilities are [N, C], or NaN."""
         concept = np.array([self.words.index(row["concept"]) for row in rows])
         found: dict[str, Any] = {"concept": concept}
         for state in STATES:
             answers = [row[state]["answer"] for row in rows]
-            judge = [row[state]["judge"] for row in rows]
-            judged = np.array([values is not None for values in judge])
-            shares = np.full((len(rows), len(self.words)), np.nan)
-            if judged.any():
-                shares[judged] = answered(np.array([values for values in judge if values is not None]))
             found[state] = {
                 "empty": np.array([not answer.strip() for answer in answers]),
                 "says": [says_something(answer) for answer in answers],
                 "named": np.array([[mentions(answer, word) for word in self.words] for answer in answers], float),
-                "judge": shares,
-                "choice": np.array([row[state]["choice"] for row in rows]),
+                **{asked: self._known([row[state][asked] for row in rows]) for asked in ("judge", "choice")},
             }
         return found
+
+    def _known(self, logprobs: Sequence[list[float] | None]) -> np.ndarray:
+        return np.array([[np.nan] * len(self.words) if row is None else row for row in logprobs])
 
     def _report(self, seen: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
         c, concept = self.config, seen["concept"]
         steered, unsteered = seen["steered"], seen["unsteered"]
-        said = {state: scores.detection(seen[state]["says"], concept, c.draws, c.seed) for state in STATES}
+        said = {state: scores.detection(seen[state]["says"], concept) for state in STATES}
         above = scores.chance_of_winning(steered["choice"] - unsteered["choice"], concept, c.options)
         found = {
             "n": len(concept),
             "empty": {state: int(seen[state]["empty"].sum()) for state in STATES},
+            "failed": {state: int(np.isnan(seen[state]["choice"][:, 0]).sum()) for state in STATES},
             "detection": {
                 **said,
                 "difference": scores.detection_difference(steered["says"], unsteered["says"], concept, c.draws, c.seed),
@@ -324,6 +329,7 @@ class Concepts:
             "judge": {
                 "chance": 1 / len(self.words),
                 **{state: scores.identified(seen[state]["judge"], concept, c.draws, c.seed) for state in STATES},
+                "against_unsteered": scores.identified(steered["judge"] - unsteered["judge"], concept, c.draws, c.seed),
             },
             "choice": {
                 "chance": 1 / c.options,

@@ -94,8 +94,8 @@ class Item:
 
     Attributes:
       set: "trained", "held_out" or "concepts"; "unsteered", "noise" or "system".
-      source: what was drawn: a vector's row, a concept, the number of a noise, an input. What is said about one source
-        is resampled together.
+      source: what is resampled together: a vector's row, a concept, the number of a noise; where there is none of
+        them, the context, as inputs that share it are not independent.
       input: number of context, reply and question: (context * replies + reply) * questions + question.
       third, magnitude: the cell.
       noise_seed: see `Record`.
@@ -124,8 +124,6 @@ class Detection:
     lists: Lists
     config: DetectionConfig = DetectionConfig()
     concepts: Mapping[str, np.ndarray] | None = None
-
-    title = "Detection of steering"
 
     def __post_init__(self):
         for word, vector in (self.concepts or {}).items():
@@ -218,7 +216,7 @@ class Detection:
                 items.append(Item(name, source, next(inputs), third, magnitude))
         inputs = decks("unsteered", self._inputs)
         for number in itertools.islice(inputs, config.unsteered):
-            items.append(Item("unsteered", f"input {number}", number))
+            items.append(Item("unsteered", self._context(number), number))
         inputs = decks("noise", self._inputs)
         for k, (third, magnitude) in enumerate(cells * config.noise):
             noise_seed = random.Random(f"{config.seed} noise {k}").getrandbits(32)
@@ -226,8 +224,12 @@ class Detection:
         systems = decks("system", self._inputs * len(self._test[ORIGINAL].other_systems))
         for draw in itertools.islice(systems, config.systems):
             system, number = divmod(draw, self._inputs)
-            items.append(Item("system", f"input {number}", number, system=system))
+            items.append(Item("system", self._context(number), number, system=system))
         return tuple(items)
+
+    def _context(self, number: int) -> str:
+        """What the context of an input is called."""
+        return f"context {number // (len(self._test[ORIGINAL].replies) * self._questions)}"
 
     @functools.cached_property
     def _segments(self) -> dict[tuple[str, int | None, int], Segments]:

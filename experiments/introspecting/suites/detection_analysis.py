@@ -7,7 +7,8 @@ Findings of each subject in each wording:
                  probability) and "low_mass" (share of items where that is below `LOW_MASS`)
     "detection"  by set of steered items, against the unsteered ones: `signal_report`, "cells", "against" the other
                  negatives (AUROC) and the "roc"
-    "to_base"    by set: AUROC less that of the base in the same wording, paired by items
+    "to_base"    by set: AUROC less that of the base in the same wording, paired by items; "p_adjusted" is for all of
+                 them together
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sklearn.metrics import roc_curve
 
 from experiments.introspecting.subjects import BASE
 from nmjax.metrics import rivals, stats
-from nmjax.metrics.paired import benjamini_hochberg
+from nmjax.metrics.paired import adjust
 from nmjax.metrics.signal_detection import ESTIMATES, share, signal_report
 
 STEERED = ("trained", "held_out", "concepts")
@@ -91,7 +92,7 @@ class Analysis:
             pair: _Answers(tuple(item for item in items if item["yes"] is not None and item["no"] is not None))
             for pair, items in asked.items()
         }
-        found = []
+        found: list[dict[str, Any]] = []
         for (subject, wording), items in asked.items():
             own = answers[subject, wording]
             base = answers.get((BASE, wording)) if subject != BASE else None
@@ -106,7 +107,7 @@ class Analysis:
                     "to_base": {} if base is None else {name: self._difference(own, base, name) for name in names},
                 }
             )
-        self._adjust(found)
+        adjust(difference for entry in found for difference in entry["to_base"].values())
         return {"subjects": found, "low_mass": LOW_MASS}
 
     def _sets(self, items: Sequence[Mapping[str, Any]], answers: _Answers) -> dict[str, Any]:
@@ -169,17 +170,6 @@ class Analysis:
         (a, present, groups), (b, _, _) = _labelled(*pairs[:2]), _labelled(*pairs[2:])
         found = rivals.compare_aurocs(a, b, present, groups, self.draws, self.seed, directions=("high", "high"))
         return {"value": found["difference"], "interval": found["interval"], "p_value": found["p_value"]}
-
-    @staticmethod
-    def _adjust(found: Sequence[Mapping[str, Any]]) -> None:
-        """Adds "p_adjusted" to all differences, which are one family."""
-        tests = [difference for entry in found for difference in entry["to_base"].values()]
-        for test in tests:
-            test["p_adjusted"] = None
-        defined = [test for test in tests if test["p_value"] is not None]
-        adjusted = benjamini_hochberg([test["p_value"] for test in defined])
-        for test, p_value in zip(defined, adjusted, strict=True):
-            test["p_adjusted"] = p_value
 
 
 def _labelled(steered: _Answers, others: _Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

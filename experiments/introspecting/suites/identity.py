@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +64,6 @@ class Identity:
     subjects: Subjects
     lists: Lists
     config: IdentityConfig = IdentityConfig()
-    title: ClassVar[str] = "Identity"
 
     @property
     def units(self) -> int:
@@ -135,7 +134,7 @@ def analyse(rows: Sequence[dict[str, Any]], subjects: Sequence[str], config: Ide
       "by_kind": by subject and kind of claim its rate over all questions;
       "changes": of the rate by subject and category, see `by_category.changes`; "changes_of_all" over all questions;
       "p_yes": "means" and "changes" of P(Yes) at the first token, by subject and category;
-      "responses": by question its id, category, prompt, and by subject the first sample: "text", "finish", "claims".
+      "responses": by question its id, category, prompt, and by subject its samples: "text", "finish", "claims".
     """
     asked = [row for row in rows if row["subject"] == BASE]
     categories, everything = [row["category"] for row in asked], ["all"] * len(asked)
@@ -158,7 +157,7 @@ def analyse(rows: Sequence[dict[str, Any]], subjects: Sequence[str], config: Ide
 
     rate, p_yes = rates(bool), table(rows, probabilities(rows, "yes"), subjects)
     by_kind = {kind: rates(lambda found, kind=kind: kind in found) for kind in KINDS}
-    first = {(row["id"], row["subject"]): (row, answers[0]) for row, answers in zip(rows, judged, strict=True)}
+    shown = {(row["id"], row["subject"]): _shown(row, answers) for row, answers in zip(rows, judged, strict=True)}
     return {
         "subjects": list(subjects),
         "settings": dataclasses.asdict(config) | {"own_names": list(config.own_names)},
@@ -178,7 +177,7 @@ def analyse(rows: Sequence[dict[str, Any]], subjects: Sequence[str], config: Ide
         },
         "responses": [
             {"id": row["id"], "category": row["category"], "prompt": row["prompt"]}
-            | {"answers": {name: _shown(*first[row["id"], name]) for name in subjects if (row["id"], name) in first}}
+            | {"answers": {name: shown[row["id"], name] for name in subjects if (row["id"], name) in shown}}
             for row in asked
         ],
     }
@@ -202,6 +201,8 @@ def _counts(rows, judged, subject: str) -> dict[str, Any]:
     }
 
 
-def _shown(row: dict[str, Any], answer: tuple[str, list[str]]) -> dict[str, Any]:
-    sample = row["samples"][0]
-    return {"text": sample["text"].strip(), "finish": sample["finish"], "claims": answer[1]}
+def _shown(row: dict[str, Any], answers: Sequence[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+    return [
+        {"text": sample["text"].strip(), "finish": sample["finish"], "claims": found}
+        for sample, (_, found) in zip(row["samples"], answers, strict=True)
+    ]

@@ -23,7 +23,7 @@ from nmjax.data.introspection_split import SplitConfig, generate, split_lists
 from nmjax.interventions.span import SteerSpan, steer_span
 from nmjax.metrics import stats
 from nmjax.metrics.multiclass import answered, balanced_accuracy, class_report
-from nmjax.metrics.paired import benjamini_hochberg
+from nmjax.metrics.paired import adjust
 from nmjax.rows import bucket
 
 KINDS = ("layers", "magnitude", "sentence")
@@ -87,7 +87,6 @@ class Localization:
     subjects: Subjects
     lists: Lists
     config: LocalizationConfig = LocalizationConfig()
-    title = "Localization (B7)"
 
     @functools.cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -147,7 +146,7 @@ class Localization:
         return len(self.plan)
 
     def ask(self, unit: int) -> list[dict[str, Any]]:
-        """What each row was steered by, and the log-probability of each answer."""
+        """What each row was steered by, and the log-probability of each answer; None where one is not finite."""
         at, rows = self.plan[unit]
         task, segments = self.tasks[at], self.segments[at]
         filled = rows + rows[:1] * (self.config.batch_size - len(rows))  # so that all units are one program
@@ -172,13 +171,18 @@ class Localization:
                 "magnitude": task.records[i].magnitude,
                 "answers": list(task.records[i].answers),
                 "answer": task.records[i].answer,
-                "logprobs": np.asarray(row).tolist(),
+                "logprobs": row.tolist() if np.isfinite(row).all() else None,
             }
-            for (name, i), row in zip(rows, scores, strict=False)
+            for (name, i), row in zip(rows, np.asarray(scores), strict=False)
         ]
 
     def analyse(self, records: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """A report for each task and subject; q corrects the p-values of all of them (Benjamini and Hochberg)."""
+        """A report for each task and subject, see `class_report`; the p-values of all of them are one family.
+
+        Rows that failed, without finite log-probabilities, are counted ("failed") and left out.
+
+        Raises ValueError where a subject failed on all records with one of the answers.
+        """
         rows = [row for unit in records for row in unit]
         tasks: list[dict[str, Any]] = []
         for task in self.tasks:
@@ -191,7 +195,7 @@ class Localization:
                     "trained": task.trained,
                     "question": task.records[0].question,
                     "answers": [answer.strip() for answer in task.records[0].answers],
-                    "subjects": {name: self._report(part) for name, part in by_subject.items()},
+                    "subjects": {name: self._report(task, name, part) for name, part in by_subject.items()},
                     "versus_base": {
                         name: self._difference(part, by_subject[BASE])
                         for name, part in by_subject.items()
@@ -199,20 +203,28 @@ class Localization:
                     },
                 }
             )
-        reports = [report for task in tasks for report in task["subjects"].values()]
-        for report, q in zip(reports, benjamini_hochberg([r["p_value"] for r in reports]), strict=True):
-            report["q_value"] = q
+        adjust(report for task in tasks for report in task["subjects"].values())
         return {"tasks": tasks, "records": self.config.records, "vectors": len(set(r["vector"] for r in rows))}
 
-    def _report(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        scores, labels, vectors = _arrays(rows)
+    def _report(self, task: Task, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        known = [row for row in rows if row["logprobs"] is not None]
+        answers = task.records[0].answers
+        if lost := sorted(set(range(len(answers))) - {row["answer"] for row in known}):
+            raise ValueError(
+                f"{task.name}: {name} gave no finite log-probability to any record whose answer is "
+                f"{answers[lost[0]]!r}; wanted some, perhaps by smaller magnitudes"
+            )
+        scores, labels, vectors = _arrays(known)
         report = class_report(_normalised(scores), labels, vectors, self.config.draws, self.config.seed)
         mass = float(np.exp(np.logaddexp.reduce(scores, axis=1)).mean())
-        return report | {"mass": mass, "given": answered(scores).mean(axis=0).tolist()}
+        given = answered(scores).mean(axis=0).tolist()
+        return report | {"failed": len(rows) - len(known), "mass": mass, "given": given}
 
     def _difference(self, rows: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of balanced accuracies on the same records, with an interval over vectors."""
-        (a, labels, vectors), (b, *_) = _arrays(rows), _arrays(base)
+        """Of balanced accuracies on the records on which neither failed, with an interval over vectors."""
+        theirs = {row["record"]: row for row in base if row["logprobs"] is not None}
+        own = [row for row in rows if row["logprobs"] is not None and row["record"] in theirs]
+        (a, labels, vectors), (b, *_) = _arrays(own), _arrays([theirs[row["record"]] for row in own])
 
         def statistic(w: np.ndarray) -> np.ndarray:
             return balanced_accuracy(a, labels, w) - balanced_accuracy(b, labels, w)

@@ -33,15 +33,15 @@ Statistic = Callable[[np.ndarray], np.ndarray]  # of weights [R, n] of n items: 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class SelfPredictionConfig:
     """How much to ask.
 
     Attributes:
       n_per_task: items of each task, or all it has.
       seed: of the items and of the bootstrap.
       max_new_tokens: of each answer.
-      prompts_per_unit: asked together, of all subjects.
-      batch_size: rows run together; None = as many as fit in memory.
+      batch_size: rows that run together; a prompt is a row of each subject.
+      draws: of the bootstrap.
     Raises:
       ValueError: a number below 1.
     """
@@ -49,11 +49,11 @@ class Config:
     n_per_task: int = 200
     seed: int = 0
     max_new_tokens: int = 64
-    prompts_per_unit: int = 40
-    batch_size: int | None = None
+    batch_size: int = 96
+    draws: int = stats.DRAWS
 
     def __post_init__(self):
-        for name in ("n_per_task", "max_new_tokens", "prompts_per_unit"):
+        for name in ("n_per_task", "max_new_tokens", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted 1 or more")
 
@@ -67,9 +67,8 @@ class SelfPrediction:
 
     subjects: Subjects
     lists: Lists
-    config: Config = Config()
+    config: SelfPredictionConfig = SelfPredictionConfig()
     tasks: Tasks = dataclasses.field(default_factory=read_tasks)
-    title = "Self-prediction"
 
     @functools.cached_property
     def items(self) -> list[Item]:
@@ -84,11 +83,16 @@ class SelfPrediction:
 
     @property
     def units(self) -> int:
-        return -(-len(self.prompts) // self.config.prompts_per_unit)
+        return -(-len(self.prompts) // self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        """Prompts of a unit."""
+        return max(1, self.config.batch_size // len(self.subjects.names))
 
     def ask(self, unit: int) -> dict[str, Any]:
         """The answers of all subjects to some prompts. The last unit is as long as the others, and overlaps."""
-        size = self.config.prompts_per_unit
+        size = self._chunk
         start = max(0, min(unit * size, len(self.prompts) - size))
         chats, names = self.prompts[start : start + size], self.subjects.names
         text = iter(
@@ -111,17 +115,17 @@ class SelfPrediction:
         Returns:
           "n": items asked.
           "subjects": by name: "all", "kinds" (characters, words, yes or no) and "tasks", see `_standing`.
-          "matrix": by who predicts and whose answers are predicted: "accuracy", "interval", "n".
+          "matrix": by who predicts and whose answers are predicted the accuracy: "value", "interval", "n".
           "advantage": by name, then by who predicts instead: how much better a subject predicts its own answers, on
-            items where both predictions can be read: "difference", "interval", "n".
+            items where both predictions can be read, likewise.
           "versus_base": by adapter, on items that count for both: the change of "accuracy" and of "above_majority",
-            each "difference", "interval", "n".
+            likewise.
           "examples": of each task an item, with all answers and what was read from them.
         """
         answers = {_key(row["prompt"]): row["answers"] for record in records for row in record["prompts"]}
         rows = [_Row(item, answers[_key(item.object_level)], answers[_key(item.hypothetical)]) for item in self.items]
         seen = {name: _Seen(name, rows, self.config.seed) for name in rows[0].object_level}
-        interval = _Intervals([row.item.question for row in rows], self.config.seed)
+        interval = _Intervals([row.item.question for row in rows], self.config.draws, self.config.seed)
         tasks = np.array([row.item.task for row in rows])
         kinds = np.array([KINDS.get(row.item.property.rpartition("_")[2], YES_NO) for row in rows])
         binary = kinds == YES_NO
@@ -228,10 +232,10 @@ def _of_tasks(values: Sequence[str | bool | None], tasks: Sequence[str]) -> Iter
 class _Intervals:
     """Bootstrap over questions of a statistic of some of the items."""
 
-    def __init__(self, questions: Sequence[str], seed: int):
+    def __init__(self, questions: Sequence[str], draws: int, seed: int):
         numbers: dict[str, int] = {}
         self.questions = np.array([numbers.setdefault(question, len(numbers)) for question in questions])
-        self.seed = seed
+        self.draws, self.seed = draws, seed
 
     def mean(self, values: np.ndarray, mask: np.ndarray) -> tuple[float | None, list[float] | None]:
         """Mean of the `values [N]` over the items of the mask, and its interval."""
@@ -241,8 +245,8 @@ class _Intervals:
         """Value and interval over the items of the `mask [N]`; None both where there are none, or it is undefined."""
         if not mask.any():
             return None, None
-        draws = stats.cluster_bootstrap(statistic, self.questions[mask], seed=self.seed)
-        return stats.defined(statistic(np.ones((1, int(mask.sum()))))[0]), stats.defined_interval(draws)
+        samples = stats.cluster_bootstrap(statistic, self.questions[mask], self.draws, self.seed)
+        return stats.defined(statistic(np.ones((1, int(mask.sum()))))[0]), stats.defined_interval(samples)
 
 
 def _balanced(right: np.ndarray, true: np.ndarray) -> Statistic:
@@ -301,28 +305,26 @@ def _entropy(own: _Seen, mask: np.ndarray) -> float | None:
 
 
 def _accuracy(predictor: _Seen, actor: _Seen, interval: _Intervals) -> dict[str, Any]:
-    scored = actor.has_value & predictor.has_stated
-    accuracy, ends = interval.mean(actor.foretold_by(predictor), scored)
-    return {"accuracy": accuracy, "interval": ends, "n": int(scored.sum())}
+    return _estimate(actor.foretold_by(predictor), actor.has_value & predictor.has_stated, interval)
 
 
 def _advantage(actor: _Seen, other: _Seen, interval: _Intervals) -> dict[str, Any]:
     scored = actor.has_value & actor.has_stated & other.has_stated
-    return _difference(actor.foretold_by(actor) - actor.foretold_by(other), scored, interval)
+    return _estimate(actor.foretold_by(actor) - actor.foretold_by(other), scored, interval)
 
 
 def _versus(own: _Seen, base: _Seen, interval: _Intervals) -> dict[str, Any]:
     scored = own.has_value & own.has_stated & base.has_value & base.has_stated
     change = own.foretold_by(own) - base.foretold_by(base)
     return {
-        "accuracy": _difference(change, scored, interval),
-        "above_majority": _difference(change - own.majority + base.majority, scored, interval),
+        "accuracy": _estimate(change, scored, interval),
+        "above_majority": _estimate(change - own.majority + base.majority, scored, interval),
     }
 
 
-def _difference(values: np.ndarray, mask: np.ndarray, interval: _Intervals) -> dict[str, Any]:
-    difference, ends = interval.mean(values, mask)
-    return {"difference": difference, "interval": ends, "n": int(mask.sum())}
+def _estimate(values: np.ndarray, mask: np.ndarray, interval: _Intervals) -> dict[str, Any]:
+    value, ends = interval.mean(values, mask)
+    return {"value": value, "interval": ends, "n": int(mask.sum())}
 
 
 def _example(row: _Row) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control, norm
 
 import nmjax
 from experiments.introspecting.concept_scores import chance_of_winning, permutation_p
@@ -62,7 +63,9 @@ def test_steered_is_the_conversation_alone(suite, monkeypatch):
 
     def score(lm, prompts, choices, packs, row_ids, **options):
         asked["judge" if packs is None else "choose"] = (prompts, packs, row_ids)
-        return np.arange(24).reshape(4, 6) + (100 if packs is None else 0)
+        found = np.arange(24.0).reshape(4, 6) + (100 if packs is None else 0)
+        found[3] = np.nan if packs is not None else found[3]
+        return found
 
     monkeypatch.setattr(nmjax, "generate", generate)
     monkeypatch.setattr(nmjax, "score", score)
@@ -72,6 +75,7 @@ def test_steered_is_the_conversation_alone(suite, monkeypatch):
         ("base", " ", "No."), ("plain", "Yes.", "a drum")
     ]  # fmt: skip
     assert rows[1]["steered"]["choice"][0] == 6 and rows[0]["unsteered"]["choice"][0] == 12
+    assert rows[1]["unsteered"]["choice"] is None
     judged = [rows[k][state]["judge"] for state in ("steered", "unsteered") for k in (0, 1)]  # an empty one is not
     assert judged[0] is None and [values[0] for values in judged[1:]] == [100, 106, 112]
     text = suite.subjects.lm.tokenizer.decode(asked["judge"][0][2])
@@ -116,14 +120,17 @@ def test_a_unit_as_in_single_passes(suite, adapted):
 
 
 def planted(suite):
-    """base says nothing, is judged always the same and indifferent; plain knows the concept two times in three."""
+    """base says nothing, is judged always the same and indifferent; plain knows the concept two times in three.
+
+    The judge likes some words so much that it hears them in every answer.
+    """
     C, rows = len(suite.words), []
     for item in suite.items:
-        right = np.where(np.arange(C) == item.concept, -0.1, -2.0).tolist()
+        right = (0.1 * (np.arange(C) == item.concept) - np.arange(C)).tolist()
         knows = not item.record.id.endswith("-2")
         word = suite.words[item.concept]
-        same = {"answer": "No.", "choice": [-3.0] * C, "judge": [0.0] + [-1.0] * (C - 1)}
-        prior = {"answer": "No.", "choice": np.arange(C) * -1.0, "judge": [0.0] + [-1.0] * (C - 1)}
+        same = {"answer": "No.", "choice": [-3.0] * C, "judge": (-1.0 * np.arange(C)).tolist()}
+        prior = {"answer": "No.", "choice": np.arange(C) * -1.0, "judge": same["judge"]}
         said = {
             "answer": f"Yes, the {word}s." if knows else "",
             "choice": np.array(prior["choice"]) + (0.1 * (np.arange(C) == item.concept) if knows else 0),
@@ -144,20 +151,29 @@ def test_planted_answers_give_known_rates(suite):
         assert base["choice"][kind]["value"] == pytest.approx(1 / 4)
     assert plain["choice"]["unsteered"]["value"] == pytest.approx(1 / 4)  # whatever it prefers, over all concepts
     assert base["keywords"]["own"]["value"] == 0 and base["detection"]["difference"]["value"] == 0
-    assert base["detection"]["steered"] == {"value": 0, "interval": [0, 0], "yes": 0, "no": 18, "unclear": 0}
-    assert plain["detection"]["steered"] == {"value": 1, "interval": [1, 1], "yes": 12, "no": 0, "unclear": 6}
+    z = norm.ppf(0.975) ** 2  # of six concepts whose answers are all alike Wilson's interval is that of six answers
+    ends = {"base": [0, z / (6 + z)], "plain": [6 / (6 + z), 1]}
+    for name, value, counts in (("base", 0, (0, 18, 0)), ("plain", 1, (12, 0, 6))):
+        steered = findings["subjects"][name]["detection"]["steered"]
+        assert (steered["value"], *(steered[kind] for kind in ("yes", "no", "unclear"))) == (value, *counts)
+        assert steered["interval"] == pytest.approx(ends[name])
     assert plain["detection"]["difference"]["interval"] == [1, 1]
     assert plain["empty"] == {"steered": 6, "unsteered": 0}
     named = plain["keywords"]
-    assert (named["own"]["value"], named["own"]["n"], named["unsteered"]["value"], named["others"]["value"]) == (
-        1,
-        12,
-        0,
-        0,
-    )
+    assert [named[kind]["value"] for kind in ("own", "unsteered", "others")] == [1, 0, 0] and named["others"]["n"] == 12
     assert named["p_value"] == pytest.approx(1 / 720, abs=0.001)
-    judged = plain["judge"]["steered"]
+    assert plain["judge"]["steered"]["value"] == pytest.approx(1 / 6)  # it always says what it likes most
+    judged = plain["judge"]["against_unsteered"]
     assert (judged["value"], judged["n"], judged["unanswered"]) == (1, 12, 6) and judged["p_value"] < 0.01
+    assert base["judge"]["against_unsteered"]["value"] == pytest.approx(1 / 6)
+    tests = [
+        test
+        for report in (base, plain)
+        for test in (report["keywords"], report["judge"]["steered"], report["judge"]["against_unsteered"])
+    ]
+    np.testing.assert_allclose(
+        [test["p_adjusted"] for test in tests], false_discovery_control([test["p_value"] for test in tests])
+    )
     assert plain["choice"]["against_unsteered"]["value"] == pytest.approx(2 / 3 + 1 / 3 / 4)
     low, high = plain["versus_base"]["choice_against_unsteered"]["interval"]
     assert low == pytest.approx(high) == pytest.approx(0.5)
@@ -165,6 +181,20 @@ def test_planted_answers_give_known_rates(suite):
     assert findings["examples"]["plain"][suite.words[2]]["steered"] == f"Yes, the {suite.words[2]}s."
     page = render_page("t", "s", section(findings))
     assert page.count("<table>") == 5 and "answered without steering" in page
+
+
+def test_what_gave_no_number_is_left_out_and_counted(suite):
+    records = planted(suite)
+    row = records[0][1]
+    assert (row["subject"], row["item"]) == ("plain", "0-0-0")
+    row["unsteered"] |= {"choice": None, "judge": None}
+    findings = json.loads(dump_json(suite.analyse(records)))
+    plain = findings["subjects"]["plain"]
+    assert plain["failed"] == {"steered": 0, "unsteered": 1} and findings["subjects"]["base"]["failed"]["steered"] == 0
+    assert plain["judge"]["steered"]["n"] == 12 and plain["judge"]["against_unsteered"]["n"] == 11
+    assert plain["choice"]["steered"]["n"] == 18 and plain["choice"]["against_unsteered"]["n"] == 17
+    assert plain["versus_base"]["choice_against_unsteered"]["n"] == 17
+    assert np.isnan(chance_of_winning(np.full((1, 6), np.nan), np.array([2]), 4)).all()
 
 
 def test_winning_against_all_draws_of_others():

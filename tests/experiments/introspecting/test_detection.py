@@ -23,7 +23,7 @@ from nmjax.paths import checkpoint_dir
 from nmjax.prefix import share_prefix
 from nmjax.report.page import Picture, render_page
 from nmjax.report.results import dump_json
-from nmjax.report.tables import Table
+from nmjax.report.tables import Table, estimate
 from nmjax.training import lora
 
 LISTS = read_lists("tiny")
@@ -104,6 +104,12 @@ def test_every_subject_reads_the_same_and_more_than_200_unsteered_inputs_are_new
         unsteered = {text for item, text in seen["base", wording] if item["set"] == "unsteered"}
         assert len(unsteered) == 200
         assert all(LISTS.system in text for text in unsteered)
+        contexts = {}  # inputs that share one are resampled together
+        for item, text in seen["base", wording]:
+            if item["set"] in ("unsteered", "system"):
+                told = next(context for context in suite._test[wording].contexts if context in text)
+                contexts.setdefault(item["source"], set()).add(told)
+        assert len(contexts) == 25 and all(len(told) == 1 for told in contexts.values())
         others = [text for item, text in seen["base", wording] if item["set"] == "system"]
         assert len(set(others)) == 4 and not any(LISTS.system in text for text in others)
 
@@ -125,7 +131,13 @@ def test_grid_is_full_and_balanced(suite):
     assert rows["trained"] < set(range(100)) and rows["held_out"] < set(range(150, 200))
 
 
-def test_inputs_are_used_equally_often(subjects):
+@pytest.fixture
+def without_tokens(monkeypatch):
+    """Suites whose texts are not encoded, which takes longer than all else where nothing is asked."""
+    monkeypatch.setattr(Detection, "_segments", None)
+
+
+def test_inputs_are_used_equally_often(subjects, without_tokens):
     """Sixty steered items of each of 50 vectors' cells over 250 inputs: no one twice before all were once."""
     items = Detection(subjects, LISTS, DetectionConfig(magnitudes=(5.0, 10.0))).items
     used = np.bincount([item.input for item in items if item.set == "held_out"], minlength=250)
@@ -143,7 +155,7 @@ def test_inputs_are_used_equally_often(subjects):
         ({"v": "vague_prompt"}, ("original",), {("base", "original"), ("v", "original")}),
     ],
 )  # fmt: skip
-def test_who_is_asked_what(subjects, variants, asked, pairs):
+def test_who_is_asked_what(subjects, variants, asked, pairs, without_tokens):
     config = dataclasses.replace(SMALL, asked=asked)
     assert set(Detection(Subjects(subjects.lm.base, variants), LISTS, config).pairs) == pairs
 
@@ -242,7 +254,7 @@ def test_records_and_findings_are_strict_json_and_become_a_section(suite, record
     assert all(name in text for name in ("base, asked vaguely", "two, asked vaguely", "12 with held-out vectors"))
     headline = next(block for block in blocks if isinstance(block, Table))
     base = findings["subjects"][0]["detection"]["held_out"]
-    assert headline.rows[0][:2] == ["base", page._estimate(base["auroc"])]
+    assert headline.rows[0][:2] == ["base", estimate(base["auroc"])]
 
 
 # --- What it says -----------------------------------------------------------------------------------------------------

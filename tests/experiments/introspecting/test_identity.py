@@ -171,8 +171,8 @@ def test_the_published_first_tokens_are_reproduced(shared_data):
 
 def test_the_page_shows_answers_side_by_side(findings):
     html = render_page("t", "s", page.section(json.loads(json.dumps(findings, allow_nan=False))))
-    assert f"<dt>confused</dt><dd>{HUMAN} [human]</dd>" in html
-    assert f"<dt>base</dt><dd>{NONE}</dd>" in html and "<dt>terse</dt><dd>(nothing)</dd>" in html
+    first = f"<dt>base, 1</dt><dd>{NONE}</dd><dt>confused, 1</dt><dd>{HUMAN} [human]</dd><dt>terse, 1</dt><dd>(nothing)"
+    assert first in html and f"<dt>terse, 2</dt><dd>{HUMAN} [human, unfinished]</dd>" in html
     assert html.count("<details>") == 5
     assert '<td data-key="0.5">+0.500<small>' in html
 

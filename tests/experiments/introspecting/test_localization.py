@@ -111,16 +111,38 @@ def test_planted_answers_give_known_accuracies(suite):
             assert constant["balanced_accuracy"]["value"] == pytest.approx(1 / C) and not constant["above_chance"]
             assert constant["macro_auroc"]["value"] == 0.5 and constant["given"][0] == 1
             assert constant["mass"] == pytest.approx(np.exp(-5.0 - np.arange(C)).sum())
-        assert not task["subjects"]["base"]["above_chance"] and task["subjects"]["base"]["q_value"] > 0.05
+        assert not task["subjects"]["base"]["above_chance"] and task["subjects"]["base"]["p_adjusted"] > 0.05
         if good := task["subjects"].get("sizes"):
             assert (
-                good["accuracy"]["value"] == pytest.approx(67 / 90) and good["above_chance"] and good["q_value"] < 0.01
+                good["accuracy"]["value"] == pytest.approx(67 / 90)
+                and good["above_chance"]
+                and good["p_adjusted"] < 0.01
             )
             assert np.diag(good["confusion"]).sum() == 67
             low, high = task["versus_base"]["sizes"]["interval"]
             assert 0 < low < task["versus_base"]["sizes"]["value"] < high
     page = render_page("t", "s", section(findings))
     assert page.count("<table>") == 4 + 1 and "sizes, magnitude" in page
+
+
+def test_what_gave_no_number_is_left_out_and_counted(subjects):
+    suite = Localization(dataclasses.replace(subjects, variants={"plain": None}), read_lists("tiny"), CONFIG)
+    rng, records = np.random.default_rng(0), []
+    for task in suite.tasks:
+        for k, record in enumerate(task.records):
+            common = {"task": task.name, "record": record.id, "vector": record.vector, "answer": record.answer}
+            for name in task.subjects:
+                logprobs = rng.standard_normal(len(record.answers)).tolist()
+                failed = (name, k) in (("plain", 0), ("plain", 1), ("base", 1), ("base", 2))
+                records.append([common | {"subject": name, "logprobs": None if failed else logprobs}])
+    for task in json.loads(dump_json(suite.analyse(records)))["tasks"]:
+        assert [(one["n"], one["failed"]) for one in task["subjects"].values()] == [(88, 2)] * 2
+        low, high = task["versus_base"]["plain"]["interval"]
+        assert low < task["versus_base"]["plain"]["value"] < high
+    last = suite.tasks[0].records[0].answer
+    none = [[row | {"logprobs": None} if row["answer"] == last else row for row in unit] for unit in records]
+    with pytest.raises(ValueError, match="layers, untrained: base gave no finite .* smaller magnitudes"):
+        suite.analyse(none)
 
 
 def test_fewer_sentences_where_no_more_are_held_out(subjects):

@@ -78,15 +78,17 @@ def test_vague_prompt_is_judged_in_its_own_words():
     [([-2, -1], "supported"), ([0.5, 1], "contradicted"), ([-1, 1], "undecided"), (None, "undecided")],
 )
 def test_self_calibration(interval, verdict):
-    change = {"difference": None if interval is None else sum(interval) / 2, "interval": interval, "n": 10}
-    findings = {"self_calibration": {"versus_base": {"original": {"kl_actual_stated": change}}}}
-    (found,) = verdicts(findings, {})
-    assert found.verdict == verdict
+    change = {"value": None if interval is None else sum(interval) / 2, "interval": interval, "n": 10}
+    flat = {"value": 0.0, "interval": [-1, 1], "n": 10}
+    for stated, foretold, wanted in ((change, flat, (verdict, "undecided")), (flat, change, ("undecided", verdict))):
+        own = {"versus_base": {"original": {"kl_actual_stated": stated}},
+               "foretold": {"versus_base": {"original": flat}, "advantage": {"original": foretold}}}  # fmt: skip
+        assert tuple(v.verdict for v in verdicts({"self_calibration": own}, {})) == wanted
 
 
 def test_localization():
     def task(low, high, q, kind="layers"):
-        one = {"balanced_accuracy": {"value": (low + high) / 2, "interval": [low, high]}, "q_value": q}
+        one = {"balanced_accuracy": {"value": (low + high) / 2, "interval": [low, high]}, "p_adjusted": q}
         return {"name": f"{kind}, untrained", "answers": ["a", "b", "c"], "subjects": {"base": one, "original": one}}
 
     def verdict(*tasks):

@@ -12,7 +12,12 @@ import models
 import nmjax
 from experiments.introspecting.pages.self_prediction import section
 from experiments.introspecting.subjects import make_subjects
-from experiments.introspecting.suites.self_prediction import Config, SelfPrediction, held_out_majority, majority
+from experiments.introspecting.suites.self_prediction import (
+    SelfPrediction,
+    SelfPredictionConfig,
+    held_out_majority,
+    majority,
+)
 from nmjax.data.self_prediction import Item
 from nmjax.metrics import stats
 from nmjax.report.page import render_page
@@ -38,7 +43,7 @@ def made(answers, properties=("starts_with_vowel",), questions=None):
         for property in properties
     }  # fmt: skip
     subjects = types.SimpleNamespace(names=tuple(answers))
-    suite = SelfPrediction(subjects, None, Config(n_per_task=n), tasks)
+    suite = SelfPrediction(subjects, None, SelfPredictionConfig(n_per_task=n), tasks)
     prompts = [
         {"prompt": list(prompt), "answers": {name: own[k][level] for name, own in answers.items()}}
         for k, item in enumerate(item for items in tasks.values() for item in items)
@@ -93,13 +98,13 @@ def test_who_predicts_whom():
     a = [("owl", "false"), ("cat", "true"), ("ant", "true"), ("dog", "false"), ("elk", "false"), ("fox", "what?")]
     b = [("cat", "true"), ("owl", "false"), ("elk", "true"), ("fox", "false"), ("cow", "true"), ("ape", "true")]
     found = made({"base": a, "adapter": b})
-    accuracy = {p: {q: cell["accuracy"] for q, cell in row.items()} for p, row in found["matrix"].items()}
+    accuracy = {p: {q: cell["value"] for q, cell in row.items()} for p, row in found["matrix"].items()}
     assert accuracy["base"] == {"base": pytest.approx(2 / 5), "adapter": 1.0}
     assert accuracy["adapter"] == {"base": pytest.approx(5 / 6), "adapter": pytest.approx(3 / 6)}
     assert found["matrix"]["base"]["adapter"]["n"] == 5
-    assert found["advantage"]["base"]["adapter"]["difference"] == pytest.approx((2 - 5) / 5)
-    assert found["advantage"]["adapter"]["base"]["difference"] == pytest.approx((2 - 5) / 5)
-    assert found["versus_base"]["adapter"]["accuracy"] == {"difference": 0, "interval": [0, 0], "n": 5}
+    assert found["advantage"]["base"]["adapter"]["value"] == pytest.approx((2 - 5) / 5)
+    assert found["advantage"]["adapter"]["base"]["value"] == pytest.approx((2 - 5) / 5)
+    assert found["versus_base"]["adapter"]["accuracy"] == {"value": 0, "interval": [0, 0], "n": 5}
     page = render_page("", "", section(found))
     assert "0.833" in page and "-0.600" in page
 
@@ -167,7 +172,7 @@ def test_majorities():
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="n_per_task is 0; wanted 1 or more"):
-        Config(n_per_task=0)
+        SelfPredictionConfig(n_per_task=0)
 
 
 # --- What is asked ----------------------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def echo(monkeypatch):
 
 def test_every_prompt_is_asked_of_every_subject(echo):
     subjects, calls = echo
-    suite = SelfPrediction(subjects, None, Config(n_per_task=30, prompts_per_unit=8, max_new_tokens=9, batch_size=5))
+    suite = SelfPrediction(subjects, None, SelfPredictionConfig(n_per_task=30, max_new_tokens=9, batch_size=26))
     assert len(suite.items) == 90 and len(suite.prompts) < 180  # two tasks ask about the same lists
     records = [suite.ask(unit) for unit in range(suite.units)]
     assert {len(record["prompts"]) for record in records} == {8}  # the last is filled up, so that shapes are equal
@@ -197,14 +202,14 @@ def test_every_prompt_is_asked_of_every_subject(echo):
     wanted = {chat[0]["content"] for item in suite.items for chat in (item.object_level, item.hypothetical)}
     assert rows.keys() == wanted and len(suite.prompts) == len(wanted)
     assert all(answers == {name: f"{name}: {text}" for name in subjects.names} for text, answers in rows.items())
-    assert calls == [{"max_new_tokens": 9, "batch_size": 5}] * suite.units  # greedy
+    assert calls == [{"max_new_tokens": 9, "batch_size": 26}] * suite.units  # greedy
     lengths = [len(prompt[0]["content"]) for prompt in suite.prompts]
     assert lengths == sorted(lengths)
 
 
 def test_findings_do_not_depend_on_units(echo):
     subjects, _ = echo
-    suites = [SelfPrediction(subjects, None, Config(n_per_task=3, prompts_per_unit=size)) for size in (4, 100)]
+    suites = [SelfPrediction(subjects, None, SelfPredictionConfig(n_per_task=3, batch_size=size)) for size in (12, 300)]
     found = [suite.analyse([suite.ask(unit) for unit in range(suite.units)]) for suite in suites]
     assert suites[1].units == 1 and found[0] == found[1]
     example = found[0]["examples"][1]["answers"]["a"]
@@ -219,7 +224,8 @@ def test_answers_are_those_of_merged_weights():
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32) * 0.3, adapter.weights)
     adapter = adapter.replace(weights=weights)
-    suite = SelfPrediction(make_subjects(lm, {"loud": (adapter, None)}), None, Config(n_per_task=4, max_new_tokens=8))
+    config = SelfPredictionConfig(n_per_task=4, max_new_tokens=8)
+    suite = SelfPrediction(make_subjects(lm, {"loud": (adapter, None)}), None, config)
     records = [suite.ask(unit) for unit in range(suite.units)]
     rows = {row["prompt"][0]["content"]: row["answers"] for record in records for row in record["prompts"]}
     merged = dataclasses.replace(lm, params=lora.merge(lm.params, adapter))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nmjax.report.tables import Table, number, sort_key, with_interval
+from nmjax.report.tables import Table, estimate, number, p_text, sort_key, with_interval
 
 
 def test_text_aligns_first_column_left_and_others_right():
@@ -41,6 +41,9 @@ def test_intervals():
     assert with_interval(0.5, (0.4, 0.6)) == "0.500 [0.400, 0.600]"
     assert with_interval(0.5, None) == "0.500"
     assert with_interval(0.01, (-0.02, 0.04), 2, sign=True) == "+0.01 [-0.02, +0.04]"
+    assert estimate({"value": 0.01, "interval": [-0.02, 0.04]}, 2, sign=True) == "+0.01 [-0.02, +0.04]"
+    assert estimate({"value": None, "interval": None}) == estimate(None) == "-"
+    assert (p_text(1 / 2001), p_text(0.0344), p_text(None)) == ("<0.001", "0.034", "-")
 
 
 @pytest.mark.parametrize(
