@@ -184,7 +184,7 @@ def make_battery(
     }
     vectors = None if concepts is None else hashlib.sha256(concepts.vectors.tobytes()).hexdigest()
     # What no other suite depends on is in no other plan: then those asked alone need not be asked again beside others.
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "detection": {"concepts": vectors},
         "concepts": {"concepts": vectors, "judge": judge and judge.fingerprint},
         "self_prediction": {"tasks": results.content_hash(tasks)},
