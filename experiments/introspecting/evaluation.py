@@ -179,16 +179,20 @@ def make_battery(
         "model": lm.base.fingerprint,
         "adapters": [lm.fingerprint, dict(subjects.variants)],
         "lists": results.content_hash(lists),
-        "concepts": None if concepts is None else hashlib.sha256(concepts.vectors.tobytes()).hexdigest(),
-        "tasks": results.content_hash(tasks),
-        "judge": judge and judge.fingerprint,
         "versions": results.versions(),
+    }
+    vectors = None if concepts is None else hashlib.sha256(concepts.vectors.tobytes()).hexdigest()
+    # What no other suite depends on is in no other plan: then those asked alone need not be asked again beside others.
+    own: dict[str, dict[str, Any]] = {
+        "detection": {"concepts": vectors},
+        "concepts": {"concepts": vectors, "judge": judge and judge.fingerprint},
+        "self_prediction": {"tasks": results.content_hash(tasks)},
     }
     suites, plans = {}, {}
     for name in settings.suites:
         config = settings.config(name)
         suites[name] = CLASSES[name][0](subjects, lists, config, *beside.get(name, ()))
-        plans[name] = common | {"config": dataclasses.asdict(config)}
+        plans[name] = common | own.get(name, {}) | {"config": dataclasses.asdict(config)}
     return Battery(suites, plans, folder)
 
 

@@ -123,7 +123,7 @@ def _foretold(found: dict[str, Any]) -> list[Block]:
         ),
         Table(
             ["model", "divergence", "knowing nothing", "difference", "likeliest is foretold",
-             "less the base's of the same answers", "less the base's of its own", "requests"],
+             "to base, same answers", "to base, its own", "requests"],
             [
                 [
                     name,

@@ -78,16 +78,16 @@ def test_differences_are_paired_by_prompt():
     words = np.array(["cat", "dog", "fox", "owl", "ant", "bee"])
     statement = "1. cat (40%)\n2. dog (30%)\n3. fox (30%)"
     answers = {"base": [], "adapter": []}
-    for k in range(12):
-        other = k / 12  # the share of answers that the statement lacks
+    for k in range(8):
+        other = k / 8  # the share of answers that the statement lacks
         shares = np.array([0.4, 0.3, 0.3, 0, 0, 0]) * (1 - other) + np.array([0, 0, 0, 1, 1, 1]) * other / 3
-        samples = list(rng.choice(words, 400, p=shares))
+        samples = list(rng.choice(words, 200, p=shares))
         answers["base"].append((samples, statement))
         answers["adapter"].append((samples, statement.replace("40", "45").replace("dog (30%)", "dog (25%)")))
     found = made(answers)
     change, own = found["versus_base"]["adapter"]["kl_actual_stated"], found["subjects"]["base"]["kl_actual_stated"]
     wide, narrow = (high - low for low, high in (own["interval"], change["interval"]))
-    assert change["n"] == 12 and narrow < wide / 3
+    assert change["n"] == 8 and narrow < wide / 3
     values = {name: found["subjects"][name]["kl_actual_stated"]["value"] for name in answers}
     assert change["value"] == pytest.approx(values["adapter"] - values["base"])
     # The same samples under both: the matrix has the adapter's fit off the diagonal, too.
