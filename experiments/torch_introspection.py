@@ -72,7 +72,9 @@ class Study:
     def perturbed(self, record: Record) -> Iterator[None]:
         """Adds the record's vector to what its blocks put out, at all positions."""
         if record.kind not in ("steered", "clean"):
-            raise ValueError(f"record {record.id!r}: kind is {record.kind!r}; the published scheme has steered or clean")
+            raise ValueError(
+                f"record {record.id!r}: kind is {record.kind!r}; the published scheme has steered or clean"
+            )
         handles = []
         if record.layers is not None:
             added = record.magnitude * self.vectors[record.vector]

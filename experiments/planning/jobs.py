@@ -113,7 +113,7 @@ def lora_step(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
 
 
 def _introspection_batch(config: LlamaConfig, work: Workload) -> dict[str, jax.Array]:
-    """Shapes of `Examples.batch` with two answers of one token; of a row's tokens the question has 5 of 11, as 40 of 88."""
+    """What `Examples.batch` makes where two answers are single tokens. The question has 5 of 11 tokens, 40 of 88."""
     B, Q, C = work.batch, max(1, work.seq * 5 // 11), 2
     P = work.seq - Q
     per_row = jnp.zeros(B, jnp.int32)

@@ -84,7 +84,9 @@ def test_a_lora_step_trains_the_adapter_alone():
     # Attention: of the question forward twice, and towards what is its own of both factors of both products, those of
     # the scores in float32.
     assert found["bfloat16"] == kernels + head + attention(B, P, P) + 3 * attention(B, Q, P + Q)
-    assert found["float32"] == low * (P + 4 * Q) + attention(B, Q, P + Q) + norms(B * P, 2 * L + 1) + norms(B * Q, 6 * L + 2)
+    assert found["float32"] == low * (P + 4 * Q) + attention(B, Q, P + Q) + norms(B * P, 2 * L + 1) + norms(
+        B * Q, 6 * L + 2
+    )
 
 
 def test_two_passes():

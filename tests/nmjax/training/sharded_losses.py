@@ -5,8 +5,8 @@
 Process 0 prints, as JSON by mesh: losses, sums of squares of the parameters that `watch` saw, the whole and a device's
 piece of each leaf of the state, and how often the step was traced. `devices` is how many each process has, `config`
 goes to `TrainConfig`, `vmap` trains the seeds side by side as on a GPU, `own` gives each process rows of its own. With
-`adapter`, the fields of an `IntrospectionLoss`, an adapter to a frozen Llama is trained on introspection records instead,
-with one seed, and its weights are printed too.
+`adapter`, the fields of an `IntrospectionLoss`, an adapter to a frozen Llama is trained on introspection records
+instead, with one seed, and its weights are printed too.
 """
 
 import json
@@ -171,7 +171,9 @@ def run_adapter(spec):
     names = ("loss", "grad_norm", "pair_mass")
     return {
         "losses": [[record[name] for name in names] for record in history],
-        "weights": {jax.tree_util.keystr(path): leaf.tolist() for path, leaf in jax.tree_util.tree_leaves_with_path(saw)},
+        "weights": {
+            jax.tree_util.keystr(path): leaf.tolist() for path, leaf in jax.tree_util.tree_leaves_with_path(saw)
+        },
         "pieces": pieces(state),
     }
 

@@ -1,4 +1,4 @@
-"""Training of an adapter on introspection records under SIGKILL: what comes out is, bit for bit, what the unbroken run makes."""
+"""Training of an adapter on introspection records under SIGKILL: bit for bit what the unbroken run makes."""
 
 import os
 import pathlib
