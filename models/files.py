@@ -29,11 +29,14 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be read or written faithfully; the message names the file or the tensors."""
 
 
-def find(model: str | Path, files: list[str] = _HUB_FILES, ignored: list[str] = _HUB_IGNORED) -> Path:
+def find(
+    model: str | Path, files: list[str] = _HUB_FILES, ignored: list[str] = _HUB_IGNORED, what: str = "checkpoint"
+) -> Path:
     """The folder of a checkpoint: as given, else one of the project's by name, else downloaded from the hub.
 
     Args:
       files, ignored: patterns of what to download.
+      what: is wanted, for messages; only checkpoints are looked for among the project's.
     Raises:
       CheckpointError: nothing there, and the hub doesn't have it or can't be reached.
     """
@@ -41,19 +44,21 @@ def find(model: str | Path, files: list[str] = _HUB_FILES, ignored: list[str] = 
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{model} is a file, wanted the folder of a checkpoint")
+        raise CheckpointError(f"{model} is a file, wanted the folder of a {what}")
     name = str(model)
+    if what != "checkpoint" and "/" not in name:
+        raise CheckpointError(f"no {what} folder {name!r}; an id on the hub is owner/name")
     if "/" not in name.removeprefix("checkpoints/").rstrip("/"):
         try:
             return paths.checkpoint_dir(name)
         except (FileNotFoundError, ValueError) as error:
             raise CheckpointError(f"no checkpoint folder {name!r}: {error}; an id on the hub is owner/name") from error
     if name.count("/") > 1 or name[0] in "./~" or name.endswith("/"):
-        raise CheckpointError(f"no checkpoint folder {name!r}")
-    return _download(name, files, ignored)
+        raise CheckpointError(f"no {what} folder {name!r}")
+    return _download(name, files, ignored, what)
 
 
-def _download(hub_id: str, files: list[str], ignored: list[str]) -> Path:
+def _download(hub_id: str, files: list[str], ignored: list[str], what: str) -> Path:
     import huggingface_hub  # slow to import
 
     try:
@@ -61,7 +66,7 @@ def _download(hub_id: str, files: list[str], ignored: list[str]) -> Path:
     except Exception as error:  # the hub client has a dozen kinds of failure, which mean one thing here
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"no checkpoint folder {hub_id!r}, and no model {hub_id!r} from the hub: {type(error).__name__}: {reason}"
+            f"no {what} folder {hub_id!r}, and no {hub_id!r} from the hub: {type(error).__name__}: {reason}"
         ) from error
 
 

@@ -77,7 +77,7 @@ def read_adapter(lm: LanguageModel, adapter: str | Path, *, subfolder: str = "",
         tensors: a missing or damaged file, another kind of adapter, another base (hash or shapes).
     """
     at = f"{subfolder.strip('/')}/" if subfolder else ""
-    folder = find(adapter, files=[f"{at}{CONFIG}", f"{at}{WEIGHTS}"], ignored=[]) / subfolder
+    folder = find(adapter, files=[f"{at}{CONFIG}", f"{at}{WEIGHTS}"], ignored=[], what="LoRA adapter") / subfolder
     config = read_config(folder / CONFIG)
     stored = _stored(folder)
     if not any_base:

@@ -23,6 +23,7 @@ from nmjax import forward_pass, generation
 from nmjax.rows import Rows, bucket
 from nmjax.sampling import Sampling
 from nmjax.training import lora
+from nmjax.training.introspection import introspection_loss
 from nmjax.training.loop import TrainConfig, init_state, make_optimizer, make_step, on_mesh
 from nmjax.training.sharding import rows_sharding, shardings
 
@@ -59,6 +60,8 @@ class Workload:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate must divide batch={self.batch}, got {self.accumulate}")
+        if self.job == "lora" and self.seq < 2:
+            raise ValueError(f"seq must be 2 or more with job=lora, a conversation and a question, got {self.seq}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ def programs(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
 
 
 def lora_step(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
-    """A training step of an adapter: base frozen, layers scanned and run again in the backward pass."""
+    """A training step of an adapter on introspection records: a conversation without gradient, and a question that
+    attends to it, whose answer is read at its end; base frozen, layers scanned and run again in the backward pass."""
     if not isinstance(config, LlamaConfig):
         raise ValueError(f"job=lora wants a Llama or Qwen model, got {config.family}")
     _check_context(config, work.seq)
@@ -103,12 +107,30 @@ def lora_step(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:
     params = _parameters(module, work.dtype)
     settings = lora.LoraConfig(r=work.rank, targets=work.targets)
     adapter = jax.eval_shape(lambda key: lora.init(module, settings, key), jax.random.key(0))
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((work.batch, work.seq + 1), jnp.int32),
-        "weights": jax.ShapeDtypeStruct((work.batch, work.seq), jnp.float32),
-    }
-    loss = lora.lora_language_model_loss(module)
+    batch = jax.eval_shape(lambda: _introspection_batch(config, work))
+    loss = introspection_loss(module)
     return [_training_step(loss, adapter.weights, lora.frozen(params, adapter), batch, work, mesh)]
+
+
+def _introspection_batch(config: LlamaConfig, work: Workload) -> dict[str, jax.Array]:
+    """What `Examples.batch` makes where two answers are single tokens. The question has 5 of 11 tokens, 40 of 88."""
+    B, Q, C = work.batch, max(1, work.seq * 5 // 11), 2
+    P = work.seq - Q
+    per_row = jnp.zeros(B, jnp.int32)
+    return {
+        "prefix": jnp.zeros((B, P), jnp.int32),
+        "prefix_mask": jnp.ones((B, P), bool),
+        "rows": jnp.zeros((B, 1, Q), jnp.int32),
+        "rows_mask": jnp.ones((B, 1, Q), bool),
+        "answers": jnp.zeros((B, C, 1), jnp.int32),
+        "answers_mask": jnp.ones((B, C, 1), bool),
+        "target": per_row,
+        "index": per_row,
+        "vectors": jnp.zeros((B, 1, config.embed), jnp.float32),
+        "coefficients": jnp.zeros((B, config.layers), jnp.float32),
+        "start": per_row,
+        "end": per_row,
+    }
 
 
 def two_pass_step(config: ModelConfig, work: Workload, mesh: Mesh) -> list[Program]:

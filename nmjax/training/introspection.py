@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nmjax import adapters
 from nmjax.interventions.effect import Context, plain_context
 from nmjax.interventions.span import SteerSpan
 from nmjax.training.loop import LossFn
@@ -67,7 +68,10 @@ def answer_logprobs(
       key: of dropout in adapters; None is without.
     Returns:
       float32 [B, C], of each answer with all its tokens, and [B, V], of the token that the answers begin with.
+    Raises:
+      ValueError: the batch is for another model.
     """
+    _check(module, batch)
     B, R, Q = batch["rows"].shape
     A = batch["answers"].shape[-1]
     effects = _effects(batch, 1) if perturbed else ()
@@ -84,6 +88,15 @@ def answer_logprobs(
     begins = A - batch["answers_mask"][:, 0].sum(-1)  # where the first answer does
     first = jnp.take_along_axis(logprobs[:, 0], begins[:, None, None], axis=1)[:, 0]
     return jnp.where(batch["answers_mask"], of_tokens, 0).sum(-1), first
+
+
+def _check(module: nn.Module, batch: Batch) -> None:
+    config, length = module.config, batch["prefix"].shape[1] + batch["rows"].shape[2]
+    for name, wanted, of in (("vectors", config.embed, "embed"), ("coefficients", config.layers, "layers")):
+        if batch[name].shape[-1] != wanted:
+            raise ValueError(f"batch: {name} have {batch[name].shape[-1]} numbers each; wanted {wanted} ({of})")
+    if length > config.max_positions:
+        raise ValueError(f"batch: prefix and rows have {length} tokens; wanted at most {config.max_positions}")
 
 
 def _effects(batch: Batch, repeats: int) -> tuple[SteerSpan]:
@@ -151,10 +164,12 @@ def introspection_loss(module: nn.Module, config: IntrospectionLoss = Introspect
     """The loss of adapter weights for `train`, with metrics.
 
     accuracy: share of rows whose right answer is the likeliest; pair_mass: mean probability of all answers together;
-    kl_to_base: nats, where it has a weight.
+    kl_to_base: nats, where it has a weight. Raises ValueError, before anything is computed, for weights or batches of
+    another model.
     """
 
     def loss(variables, batch, key):
+        adapters.check(module, variables[adapters.LORA])
         logprobs, first = answer_logprobs(module, variables, batch, segments=config.segments, key=key)
         scores = jax.nn.log_softmax(logprobs) if config.loss == "pair" else logprobs
         value = -jnp.take_along_axis(scores, batch["target"][:, None], axis=1).mean()

@@ -284,7 +284,7 @@ def test_damage_and_other_bases_are_named(base, gpt, folder, tmp_path):
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     refused(f"has no {WEIGHTS}, only adapter_model.bin: pickled weights can run code and are not read")
     refused("adapter_config.json does not exist", subfolder="best")
-    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+    with pytest.raises(CheckpointError, match="no LoRA adapter folder"):
         models.read_adapter(base, tmp_path / "nowhere")
 
 

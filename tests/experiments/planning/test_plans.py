@@ -72,15 +72,21 @@ def test_a_lora_step_trains_the_adapter_alone():
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == L * r * sum(sizes.values())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen["params"])} == {jnp.dtype("bfloat16")}
-    assert {name: leaf.shape for name, leaf in batch.items()} == {"tokens": (4, 9), "weights": (4, 8)}
-    # Kernels: forward, forward again, and towards inputs; what `down` makes is not needed again.
-    kernels = 3 * products(B * T) - 2 * B * T * L * F * D
-    head = 2 * 2 * B * T * D * V
-    low = 2 * B * T * L * r * sum(sizes.values())
+    P, Q = 5, 3
+    shapes = {name: batch[name].shape for name in ("prefix", "rows", "vectors", "coefficients", "answers", "target")}
+    wanted = {"prefix": (B, P), "rows": (B, 1, Q), "vectors": (B, 1, D), "coefficients": (B, L)}
+    assert shapes == wanted | {"answers": (B, 2, 1), "target": (B,)}
+    # Kernels: forward; of the question forward again, and towards inputs; what `down` makes is not needed again.
+    kernels = products(B * P) + 3 * products(B * Q) - 2 * B * Q * L * F * D
+    head = 2 * 2 * B * D * V  # at the last position only
+    low = 2 * B * L * r * sum(sizes.values())
     found = flops(step)
-    # Attention: forward twice, and towards both factors of both products, those of the scores in float32.
-    assert found["bfloat16"] == kernels + head + 3 * attention(B, T, T)
-    assert found["float32"] == 4 * low + attention(B, T, T) + norms(B * T, (2 * L + 1) + 2 * L + (2 * L + 1))
+    # Attention: of the question forward twice, and towards what is its own of both factors of both products, those of
+    # the scores in float32.
+    assert found["bfloat16"] == kernels + head + attention(B, P, P) + 3 * attention(B, Q, P + Q)
+    assert found["float32"] == low * (P + 4 * Q) + attention(B, Q, P + Q) + norms(B * P, 2 * L + 1) + norms(
+        B * Q, 6 * L + 2
+    )
 
 
 def test_two_passes():
@@ -109,6 +115,7 @@ def test_bad_workloads():
     for values, message in (
         (dict(job="train"), "job='train', wanted one of lora, two_pass, generate, forward"),
         (dict(job="lora", batch=0), "batch must be 1 or more, got 0"),
+        (dict(job="lora", seq=1), "seq must be 2 or more with job=lora"),
         (dict(job="lora", batch=6, accumulate=4), "accumulate must divide batch=6, got 4"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -4,14 +4,16 @@
 
 Process 0 prints, as JSON by mesh: losses, sums of squares of the parameters that `watch` saw, the whole and a device's
 piece of each leaf of the state, and how often the step was traced. `devices` is how many each process has, `config`
-goes to `TrainConfig`, `vmap` trains the seeds side by side as on a GPU, `own` gives each process rows of its own.
+goes to `TrainConfig`, `vmap` trains the seeds side by side as on a GPU, `own` gives each process rows of its own. With
+`adapter`, the fields of an `IntrospectionLoss`, an adapter to a frozen Llama is trained on introspection records
+instead, with one seed, and its weights are printed too.
 """
 
 import json
 import os
 import sys
 
-TASK = {"models": [], "meshes": [], "devices": 1, "config": {}, "vmap": False, "own": False}
+TASK = {"models": [], "meshes": [], "devices": 1, "config": {}, "vmap": False, "own": False, "adapter": None}
 TASK |= json.loads(sys.argv[1])
 # What makes XLA's programs fast makes its compiler slow, and these are run a few times only.
 FLAGS = (
@@ -27,8 +29,12 @@ import numpy as np  # noqa: E402
 from models.config import LlamaConfig  # noqa: E402
 from models.llama import ScannedLlama  # noqa: E402
 from models.minigpt import ConfidenceAwareGPT, ConfidenceConfig, MiniGPT, MiniGPTConfig  # noqa: E402
+from nmjax.data.introspection_batches import Examples, training_batches  # noqa: E402
+from nmjax.data.introspection_chat import Segments  # noqa: E402
+from nmjax.data.introspection_records import Record, unit_vectors  # noqa: E402
 from nmjax.paths import enable_compilation_cache  # noqa: E402
-from nmjax.training import distributed, loop  # noqa: E402
+from nmjax.training import distributed, loop, lora  # noqa: E402
+from nmjax.training.introspection import IntrospectionLoss, introspection_loss  # noqa: E402
 from nmjax.training.lookahead import feedback_signal, lookahead_loss  # noqa: E402
 from nmjax.training.sharding import make_mesh  # noqa: E402
 
@@ -122,10 +128,60 @@ def run(spec):
     }
 
 
+def records():
+    """32 records with three answers of one and two tokens: steered, with noise, and clean."""
+    rng, kinds = np.random.default_rng(0), []
+    for k in range(32):
+        layers = {"layers": (k % 2, k % 2 + 1), "magnitude": 1.0 + k % 3}
+        kinds.append([{"vector": k % 5} | layers, {"noise_seed": k} | layers, {}][k % 3])
+    names = ["steered", "noise", "clean"]
+    made = [
+        Record(id=str(k), kind=names[k % 3], system="", context="", reply="", question="", answers=("a", "b", "c"),
+               answer=int(rng.integers(3)), **kind)
+        for k, kind in enumerate(kinds)
+    ]  # fmt: skip
+
+    def segments():
+        prefix, question = (tuple(rng.integers(0, V, n).tolist()) for n in rng.integers(3, 8, 2))
+        return Segments(prefix, question, (True,) * len(prefix), ((61,), (62, 3), (62, 4)))
+
+    return Examples(made, [segments() for _ in made], unit_vectors(5, LLAMA.embed, 0), LLAMA.layers)
+
+
+def run_adapter(spec):
+    module = MODULES["llama"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    adapter = lora.init(module, lora.LoraConfig(r=2, dropout=0.1), jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params, weights = (
+        jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), tree)
+        for tree in (shapes, adapter.weights)
+    )
+    saw = {}
+    state, history = loop.train(
+        introspection_loss(module, IntrospectionLoss(**TASK["adapter"])),
+        weights,
+        training_batches(records(), B, seed=0),
+        loop.TrainConfig(**{"steps": 5, "warmup": 2, "log_every": 1, "watch_every": 5} | TASK["config"]),
+        progress=False,
+        watch=lambda record, params: saw.update(params) or {},
+        mesh=make_mesh(spec) if spec else None,
+        frozen=lora.frozen(params, adapter),
+    )
+    names = ("loss", "grad_norm", "pair_mass")
+    return {
+        "losses": [[record[name] for name in names] for record in history],
+        "weights": {
+            jax.tree_util.keystr(path): leaf.tolist() for path, leaf in jax.tree_util.tree_leaves_with_path(saw)
+        },
+        "pieces": pieces(state),
+    }
+
+
 enable_compilation_cache()
 distributed.initialize()
 if TASK["vmap"]:
     loop.over_seeds = jax.vmap
-found = {spec: run(spec) for spec in TASK["meshes"]}
+found = {spec: (run if TASK["adapter"] is None else run_adapter)(spec) for spec in TASK["meshes"]}
 if jax.process_index() == 0:
     print("RESULT" + json.dumps(found))

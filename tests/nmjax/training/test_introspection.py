@@ -222,6 +222,20 @@ def test_dropout_acts_in_both_segments(variables, by_the_engine, monkeypatch):
     np.testing.assert_allclose(asked(0.0, 1, 2), by_the_engine[0], atol=1e-5)
 
 
+def test_what_is_for_another_model_is_named(lm, variables):
+    """Else an adapter with layers of another form would be passed over, and blocks beyond the last be the last."""
+    frozen, batch = {k: v for k, v in variables.items() if k != "lora"}, SINGLE.batch(range(4))
+    loss = introspection_loss(SCANNED)
+    for weights, changes, message in [
+        (lm.adapter.weights, {}, "layers_0/attn/k is no projection of this model"),
+        (variables["lora"], {"vectors": np.ones((4, 1, D + 1))}, "vectors have 9 numbers each; wanted 8"),
+        (variables["lora"], {"coefficients": np.ones((4, L - 1))}, "coefficients have 2 numbers each; wanted 3"),
+        (variables["lora"], {"prefix": np.zeros((4, 64))}, "prefix and rows have 69 tokens; wanted at most 64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda w, b: loss(w, b, None, frozen=frozen), weights, batch | changes)  # noqa: B023
+
+
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 

@@ -367,6 +367,39 @@ def test_seeds_side_by_side_and_accumulation():
     assert_same_training(*reversed(found.values()))
 
 
+def assert_same_adapter(found, wanted, tolerance=1e-5):
+    losses = np.array(wanted["losses"])
+    assert len(np.unique(losses)) == losses.size, "they must move"
+    np.testing.assert_allclose(found["losses"], losses, rtol=tolerance)
+    assert found["weights"].keys() == wanted["weights"].keys()
+    for name, leaf in wanted["weights"].items():
+        np.testing.assert_allclose(found["weights"][name], leaf, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss", [{}, {"loss": "full", "kl_to_base": 0.5}, {"segments": 1}], ids=["pair", "full and KL", "one segment"]
+)
+def test_an_adapter_learns_from_introspection_on_eight_devices_as_on_one(loss):
+    task = {"adapter": loss, "devices": 8, "meshes": ["", "fsdp=4,tensor=2"]}
+    found, (errors,) = launched(task)
+    alone, spread = (found[mesh] for mesh in task["meshes"])
+    assert_same_adapter(spread, alone)
+    assert pieces(alone, "['attn']['q']['a']") == [[[2, 16, 2]] * 2] * 3
+    assert pieces(spread, "['attn']['q']['a']") == [[[2, 16, 2], [2, 4, 2]]] * 3
+    assert pieces(spread, "['attn']['q']['b']") == [[[2, 2, 4, 8], [2, 2, 2, 8]]] * 3
+    assert "rematerialization" not in errors, "the compiler had to bring a whole activation together"
+
+
+@pytest.mark.slow
+def test_an_adapter_learns_from_introspection_in_two_processes_and_in_parts():
+    task = {"adapter": {"loss": "full"}, "config": {"accumulate": 2}}
+    mesh = "data=2,fsdp=2,tensor=2"
+    found, _ = launched(task | {"meshes": [mesh], "devices": 4}, as_by_srun())
+    alone, _ = launched(task | {"meshes": [""], "devices": 1})
+    assert_same_adapter(found[mesh], alone[""])
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one():
     mesh = "data=2,fsdp=4"
