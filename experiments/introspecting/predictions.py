@@ -68,7 +68,7 @@ def _similar(difference: Mapping[str, Any], original: Mapping[str, Any], vague: 
     biases = f"biases {estimate(original, sign=True)} (original) and {estimate(vague, sign=True)} (vague_prompt)"
     because = f"{biases}, {_tested(test)}"
     if original["interval"][0] <= 0:
-        return Verdict(claim, MISSING, f"original shows no bias that it could be similar to: {because}")
+        return Verdict(claim, MISSING, f"original has no bias above 0 that it could be similar to: {because}")
     verdict = {"equivalent": "supported", "different": "contradicted"}.get(test["verdict"], "undecided")
     return Verdict(claim, verdict, because)
 
@@ -138,14 +138,19 @@ def _better_calibrated(versus: Mapping[str, Any]) -> Verdict:
 
 
 def _foretells_better(foretold: Mapping[str, Any]) -> Verdict:
-    claim = "the same without words: original foretells how likely its answers are better than the base foretells them"
-    change, own = foretold["advantage"]["original"], foretold["versus_base"]["original"]
-    if change["interval"] is None:
-        return Verdict(claim, MISSING, f"{change['n']} prompts have answers that can be compared")
+    """A model that was trained answers in its own way, so that it beats the base at its own answers is not enough."""
+    claim = "the same without words: original foretells its answers better than the base does, its own and original's"
+    of_these, own = foretold["advantage"]["original"], foretold["versus_base"]["original"]
+    if of_these["interval"] is None or own["interval"] is None:
+        return Verdict(claim, MISSING, f"{of_these['n']} prompts have answers that can be compared")
     because = (
-        f"KL(answered || foretold) differs by {estimate(change, sign=True)} nats over {change['n']} prompts, and by "
+        f"KL(answered || foretold) differs by {estimate(of_these, sign=True)} nats from what the base foretells of the "
+        f"same answers, and by {estimate(own, sign=True)} from what it foretells of its own, over {own['n']} prompts"
     )
-    return Verdict(claim, _smaller(change), f"{because}{estimate(own, sign=True)} from that of the base's own answers")
+    both = {_smaller(of_these), _smaller(own)}
+    return Verdict(
+        claim, both.pop() if len(both) == 1 else "contradicted" if "contradicted" in both else MISSING, because
+    )
 
 
 def _smaller(change: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def test_behavior():
     found = [v.verdict for v in verdicts(behavior("different", "undecided"), {})]
     assert found == ["contradicted", "undecided"]
     without = verdicts(behavior(original=(-0.1, 0.3)), {})[1]
-    assert without.verdict == "undecided" and "no bias that it could be similar to" in without.because
+    assert without.verdict == "undecided" and "no bias above 0 that it could be similar to" in without.because
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,16 @@ def test_vague_prompt_is_judged_in_its_own_words():
 def test_self_calibration(interval, verdict):
     change = {"value": None if interval is None else sum(interval) / 2, "interval": interval, "n": 10}
     flat = {"value": 0.0, "interval": [-1, 1], "n": 10}
-    for stated, foretold, wanted in ((change, flat, (verdict, "undecided")), (flat, change, ("undecided", verdict))):
-        own = {"versus_base": {"original": {"kl_actual_stated": stated}},
-               "foretold": {"versus_base": {"original": flat}, "advantage": {"original": foretold}}}  # fmt: skip
-        assert tuple(v.verdict for v in verdicts({"self_calibration": own}, {})) == wanted
+    one_sided = verdict if verdict == "contradicted" else "undecided"  # better at one of the two is not enough
+    for stated, own, same, wanted in (
+        (change, flat, flat, (verdict, "undecided")),
+        (flat, change, change, ("undecided", verdict)),
+        (flat, change, flat, ("undecided", one_sided)),
+        (flat, flat, change, ("undecided", one_sided)),
+    ):
+        foretold = {"versus_base": {"original": own}, "advantage": {"original": same}}
+        found = {"versus_base": {"original": {"kl_actual_stated": stated}}, "foretold": foretold}
+        assert tuple(v.verdict for v in verdicts({"self_calibration": found}, {})) == wanted
 
 
 def test_localization():
