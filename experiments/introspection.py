@@ -220,11 +220,9 @@ def main(_: Sequence[str]) -> None:
     try:
         given = nm_flags.filled(Study)
         study = dataclasses.replace(given, variants=tuple(given.variants), suites=tuple(given.suites))
-        report, written = run(study)
+        introspection_eval.announce(*run(study))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{NAME}: {error}")
-    print("\n" + report.verdicts().text())
-    print("Written:\n" + "\n".join(f"  {path}" for path in written))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def main(_: Sequence[str]) -> None:
         report, written = run(settings, models.load(settings.model, settings.dtype), flags.FLAGS.output)
     except (ValueError, OSError) as error:
         sys.exit(f"{NAME}: {error}")
+    announce(report, written)
+
+
+def announce(report: Report, written: Sequence[pathlib.Path]) -> None:
+    """Prints the verdicts and where all is."""
     print("\n" + report.verdicts().text())
     print("Written:\n" + "\n".join(f"  {path}" for path in written))
 
