@@ -118,8 +118,8 @@ def _foretold(found: dict[str, Any]) -> list[Block]:
             "as the beginning of what it replies when asked which answers it would give. The divergence is that of the "
             "second from the first among these answers, in nats; 0 is a perfect fit. What knows nothing finds all of "
             "them equally likely: its divergence is in the next column, and below it is some knowledge of how likely "
-            "these answers are. It need not be of oneself: so what counts is the difference to how the base foretells "
-            "the very same answers. The base's own answers are others, and may be easier or harder to foretell."
+            "these answers are. It need not be of oneself, so the base foretells the very same answers, too; a model "
+            "with ways of its own beats it at these, so it has to beat the base at the base's own answers as well."
         ),
         Table(
             ["model", "divergence", "knowing nothing", "difference", "likeliest is foretold",
