@@ -206,9 +206,7 @@ def run_concepts(settings: Settings, lm: nmjax.LanguageModel, words: Sequence[st
     folder = store.cached_folder(lm) if settings.output is None else pathlib.Path(settings.output)
     wordings = settings.wordings or ("tiny" if settings.concepts == "tiny" else "bundled")
     templates = concepts.read_templates(wordings)
-    layer = (lm.config.layers - 1) // 2 if settings.layer is None else settings.layer
-    if not 0 <= layer < lm.config.layers:
-        raise ValueError(f"--layer={layer}, wanted one of the blocks 0 to {lm.config.layers - 1}")
+    layer = concepts.compared_layer(lm, settings.layer)
     with tqdm(total=len(templates.wordings) * (len(words) + 1), unit="text") as bar:
         directions = concepts.concept_directions(
             lm, words, settings.method, templates, token=settings.token, batch_size=settings.batch_size,

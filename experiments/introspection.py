@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 import models
 from experiments import introspection_data, introspection_eval
-from experiments.introspecting import evaluation, training
+from experiments.introspecting import evaluation
 from experiments.introspecting.report import Report
-from experiments.introspecting.training import Training, TrainingSettings, read_training
+from experiments.introspecting.training import Training, read_training
+from experiments.introspecting.training_settings import PRESETS, TrainingSettings, make_settings
 from models.families import read_config
 from models.files import find, read_json
 from nmjax import flags as nm_flags
@@ -87,7 +88,7 @@ class Study:
             "data": str(self.folder / "data" / variant),
             "output": str(self.folder / "adapters" / variant),
         }
-        return training.make_settings(self.preset, changes | ({} if self.steps is None else {"steps": self.steps}))
+        return make_settings(self.preset, changes | ({} if self.steps is None else {"steps": self.steps}))
 
     def evaluation(self) -> evaluation.EvaluationSettings:
         sizes = {name: {"seed": self.seed} for name in self.suites}
@@ -204,7 +205,7 @@ def run(study: Study, progress: bool = True) -> tuple[Report, list[pathlib.Path]
 
 def define_flags() -> None:
     d = Study()
-    flags.DEFINE_enum("preset", d.preset, list(training.PRESETS), "tiny: the bundled model; qwen32b: as published.")
+    flags.DEFINE_enum("preset", d.preset, list(PRESETS), "tiny: the bundled model; qwen32b: as published.")
     flags.DEFINE_list("variants", list(d.variants), "What to train.")
     flags.DEFINE_integer("seed", d.seed, "Of the trainings and the battery.", lower_bound=0)
     flags.DEFINE_integer("steps", d.steps, "Of each training; default: the preset's.")

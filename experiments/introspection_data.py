@@ -101,17 +101,10 @@ def run(settings: Settings) -> list[pathlib.Path]:
     return [*written, results.write_json(folder / "summary.json", found)]
 
 
-def _magnitudes(texts: Sequence[str]) -> tuple[float, ...]:
-    try:
-        return tuple(float(text) for text in texts)
-    except ValueError as error:
-        raise ValueError(f"magnitudes is {','.join(texts)!r}; wanted numbers") from error
-
-
 def main(_: Sequence[str]) -> None:
     try:
         settings = nm_flags.filled(Settings)
-        settings = dataclasses.replace(settings, magnitudes=_magnitudes(settings.magnitudes))
+        settings = dataclasses.replace(settings, magnitudes=nm_flags.numbers("magnitudes", settings.magnitudes))
         written = run(settings)
     except (ValueError, OSError) as error:
         sys.exit(f"{NAME}: {error}")

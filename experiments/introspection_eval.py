@@ -35,7 +35,6 @@ from experiments.introspecting.evaluation import (
     read_subjects,
 )
 from experiments.introspecting.report import Report
-from experiments.introspection_train import numbers
 from models.checkpoint import DTYPES
 from nmjax import flags as nm_flags
 from nmjax import paths
@@ -77,7 +76,7 @@ def settings_of_flags() -> EvaluationSettings:
     if "adapters" in changes:
         changes["adapters"] = tuple(changes["adapters"])
     if "magnitudes" in changes:
-        changes["magnitudes"] = numbers("magnitudes", changes["magnitudes"])
+        changes["magnitudes"] = nm_flags.numbers("magnitudes", changes["magnitudes"])
     sizes: dict[str, dict[str, Any]] = {name: {} for name in SUITES}
     for name in ("n_per_task", "margin", *SIZES):
         if given[name].value is not None:

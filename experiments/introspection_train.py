@@ -84,19 +84,11 @@ def settings_of_flags() -> TrainingSettings:
     names = [field.name for field in dataclasses.fields(TrainingSettings)]
     changes: dict[str, Any] = {name: given[name].value for name in names if given[name].present}
     if "magnitudes" in changes:
-        changes["magnitudes"] = numbers("magnitudes", changes["magnitudes"])
+        changes["magnitudes"] = nm_flags.numbers("magnitudes", changes["magnitudes"])
     if "lora_targets" in changes:
         changes["lora_targets"] = tuple(changes["lora_targets"])
     changes["output"] = f"{given.output}/{given.variant}"
     return make_settings(given.preset, changes)
-
-
-def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
-    """Raises ValueError for a text that is no number."""
-    try:
-        return tuple(float(text) for text in texts)
-    except ValueError as error:
-        raise ValueError(f"{name}={','.join(texts)!r}, wanted numbers") from error
 
 
 def main(_: Sequence[str]) -> None:

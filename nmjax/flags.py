@@ -34,6 +34,14 @@ def filled(settings: type) -> Any:
     return settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings)})
 
 
+def numbers(name: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """The values of a list flag as numbers. Raises ValueError, which names the flag, for a text that is none."""
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"{name}={','.join(texts)!r}, wanted numbers") from error
+
+
 def normalize(
     argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS, positional: Sequence[str] = ()
 ) -> list[str]:

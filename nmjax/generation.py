@@ -21,7 +21,19 @@ from nmjax.interventions.compose import as_rows
 from nmjax.interventions.effect import Context
 from nmjax.interventions.sites import ACTIVATIONS, act
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, notes, per_row, prefaced, row_keys
+from nmjax.rows import (
+    Rows,
+    bucket,
+    check_context,
+    chunks,
+    encode_all,
+    make_rows,
+    notes,
+    per_row,
+    prefaced,
+    prompt_width,
+    row_keys,
+)
 from nmjax.sampling import Sampling, choose, token_logprob
 from nmjax.signals import Monitor, Seen
 
@@ -131,10 +143,7 @@ def generate(
     stops = _stop_strings(lm, stop)
     eos = _eos_ids(lm, eos_token_id)
 
-    longest = max(map(len, whole))
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < longest):
-        raise ValueError(f"width={width!r}, wanted an integer of at least {longest}, the longest prompt")
-    width, room = width or bucket(longest), bucket(int(max_new.max()))
+    width, room = prompt_width(width, max(map(len, whole))), bucket(int(max_new.max()))
     parts = chunks(lm, interventions, width + room, batch_size)
     batches = [  # all of them before the first is run, so that bad input is found before any compute
         make_rows(lm, [whole[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,

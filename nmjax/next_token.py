@@ -9,7 +9,7 @@ import numpy as np
 
 from nmjax.interventions.compose import as_rows
 from nmjax.lm import LanguageModel
-from nmjax.rows import Rows, bucket, check_context, chunks, encode_all, make_rows, prefaced, row_keys
+from nmjax.rows import Rows, check_context, chunks, encode_all, make_rows, prefaced, prompt_width, row_keys
 
 
 def next_logprobs(
@@ -34,10 +34,7 @@ def next_logprobs(
     keys = row_keys(seed, row_ids, len(ids))
     whole, spans = prefaced(lm, ids, interventions)
     check_context(lm, [len(row) for row in whole], [0] * len(whole), "more")
-    longest = max(map(len, whole))
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < longest):
-        raise ValueError(f"width={width!r}, wanted an integer of at least {longest}, the longest prompt")
-    width = width or bucket(longest)
+    width = prompt_width(width, max(map(len, whole)))
     batches = [
         (make_rows(lm, [whole[i] for i in take], [spans[i] for i in take], [interventions[i] for i in take], width,
                    keys[np.asarray(take)]), real)

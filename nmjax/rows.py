@@ -62,6 +62,18 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
+def prompt_width(width: int | None, longest: int) -> int:
+    """The padded length that was asked for, or else the bucket of the longest prompt.
+
+    Raises ValueError for a `width` that is no integer or does not hold that one.
+    """
+    if width is None:
+        return bucket(longest)
+    if isinstance(width, bool) or not isinstance(width, int) or width < longest:
+        raise ValueError(f"width={width!r}, wanted an integer of at least {longest}, the longest prompt")
+    return width
+
+
 def encode_all(lm: LanguageModel, prompts, argument: str = "prompts") -> list[list[int]]:
     """Token ids of every prompt. Raises ValueError if `prompts` is one text or empty, or a prompt is not encodable."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):

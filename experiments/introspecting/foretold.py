@@ -88,10 +88,11 @@ def _compared(
     pairs = np.array([[direct[text], foretold[text]] for text in texts], np.float64)  # [K, 2]; None becomes NaN
     if len(pairs) < 2 or np.isnan(pairs).any():
         return {"kl": np.nan, "uniform": np.nan, "top1": np.nan}
-    p, q = np.exp(log_softmax(pairs, axis=0)).T
+    log_p, log_q = log_softmax(pairs, axis=0).T
+    p, q = np.exp(log_p), np.exp(log_q)
     likeliest = p == p.max()
     return {
-        "kl": float((p * (log_softmax(pairs[:, 0]) - log_softmax(pairs[:, 1]))).sum()),
+        "kl": float((p * (log_p - log_q)).sum()),
         "uniform": float(rel_entr(p, 1 / len(p)).sum()),
         "top1": float(likeliest[q == q.max()].mean()),
     }

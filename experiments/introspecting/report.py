@@ -49,11 +49,9 @@ class Report:
     def verdicts(self) -> Verdicts:
         return Verdicts(predictions.verdicts(self.findings, self.trainings))
 
-    def blocks(self) -> list[Block]:
-        return self._blocks
-
     @functools.cached_property
-    def _blocks(self) -> list[Block]:  # their figures are drawn once
+    def blocks(self) -> list[Block]:
+        """All of the page; its figures are drawn once."""
         blocks: list[Block] = [Heading("The predictions"), self.verdicts()]
         if self.trainings:
             blocks += [Heading("Training"), *training_blocks(self.trainings)]
@@ -64,12 +62,12 @@ class Report:
     def html(self) -> str:
         names = ", ".join(self.identity["config"]["adapters"]) or "no adapter"
         subtitle = f"{self.identity['config']['model']} with {names}, {made_at(self.identity)}"
-        return render_page("Introspection", subtitle, self.blocks())
+        return render_page("Introspection", subtitle, self.blocks)
 
     def text(self) -> str:
         """Verdicts and tables."""
         parts = ["The predictions\n" + self.verdicts().text()]
-        for block in self.blocks():
+        for block in self.blocks:
             if isinstance(block, Heading):
                 parts.append(f"# {block.text}")
             elif isinstance(block, Table):
@@ -79,7 +77,7 @@ class Report:
     def pictures(self) -> dict[str, bytes]:
         """PNG bytes by name of the section and number in it."""
         section, found = "", {}
-        for block in self.blocks():
+        for block in self.blocks:
             if isinstance(block, Heading):
                 section, count = next((k for k, title in TITLES.items() if title == block.text), "training"), 0
             elif isinstance(block, Picture):

@@ -11,7 +11,6 @@ from nmjax.adapters import Adapter
 from nmjax.interventions.compose import Intervention
 from nmjax.interventions.effect import Effect
 from nmjax.lm import LanguageModel
-from nmjax.report.page import Block
 
 BASE = "base"
 
@@ -65,10 +64,3 @@ class Suite(Protocol):
 
     def analyse(self, records: list[Any]) -> dict[str, Any]:
         """Findings with intervals, strict JSON, from the records of all units; runs no model."""
-
-
-class Section(Protocol):
-    """A function of `experiments.introspecting.pages`."""
-
-    def __call__(self, findings: dict[str, Any]) -> list[Block]:
-        """What the page shows of a suite's findings, without its heading."""

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 
 import models
-from experiments.introspecting.training_settings import NAME, PRESETS, TrainingSettings, make_settings
+from experiments.introspecting.training_settings import NAME, TrainingSettings
 from models.adapter_card import AdapterCard, Result
 from nmjax.adapters import LORA, Adapter
 from nmjax.data.introspection import read_lists
@@ -37,8 +38,6 @@ from nmjax.training.checkpoint import Checkpoints
 from nmjax.training.introspection import answer_logprobs, introspection_loss
 from nmjax.training.loop import train
 from nmjax.training.sharding import gather, place, shardings, spread
-
-__all__ = ["PRESETS", "RESULT", "Training", "TrainingSettings", "make_settings"]
 
 RESULT = "training.json"
 
@@ -294,7 +293,7 @@ def _labels(examples: Examples) -> np.ndarray:
 def validation(examples: Examples, logprobs: np.ndarray) -> dict[str, float | None]:
     """What the history keeps of log-probabilities [n, C] of the answers to validation records."""
     labels = _labels(examples)
-    among = logprobs - np.logaddexp.reduce(logprobs, axis=1, keepdims=True)
+    among = log_softmax(logprobs, axis=1)
     found: dict[str, float | None] = {
         "val_loss": float(-among[np.arange(len(labels)), labels].mean()),
         "val_accuracy": float(np.mean(logprobs.argmax(1) == labels)),

@@ -118,15 +118,21 @@ def concept_vectors(
     Raises:
       ValueError: bad input; the message names the argument, the value seen and the value wanted.
     """
-    L = lm.config.layers
-    layer = (L - 1) // 2 if layer is None else layer
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < L:
-        raise ValueError(f"layer={layer!r}, wanted one of the blocks 0 to {L - 1}")
+    layer = compared_layer(lm, layer)
     by_layer = concept_directions(
         lm, words, method, templates, token=token, batch_size=batch_size, folder=folder, rebuild=rebuild,
         progress=progress,
     )  # fmt: skip
     return summarise(by_layer, layer, remove_shared)
+
+
+def compared_layer(lm: LanguageModel, layer: int | None = None) -> int:
+    """The block whose output is read; None is the last one of the first half. Raises ValueError for one not there."""
+    L = lm.config.layers
+    layer = (L - 1) // 2 if layer is None else layer
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < L:
+        raise ValueError(f"layer={layer!r}, wanted one of the blocks 0 to {L - 1}")
+    return layer
 
 
 def summarise(by_layer: Mapping[str, np.ndarray], layer: int, remove_shared: bool = False) -> ConceptVectors:

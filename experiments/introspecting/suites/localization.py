@@ -13,10 +13,12 @@ import functools
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 import nmjax
 from experiments.introspecting.subjects import BASE, Subjects
 from nmjax.data.introspection import Lists
+from nmjax.data.introspection_batches import span
 from nmjax.data.introspection_chat import Segments, encode_all
 from nmjax.data.introspection_records import MAGNITUDES, Record, unit_vectors
 from nmjax.data.introspection_split import SplitConfig, generate, split_lists
@@ -215,7 +217,8 @@ class Localization:
                 f"{answers[lost[0]]!r}; wanted some, perhaps by smaller magnitudes"
             )
         scores, labels, vectors = _arrays(known)
-        report = class_report(_normalised(scores), labels, vectors, self.config.draws, self.config.seed)
+        # Among the answers: what all of them gain or lose together says nothing of which is right.
+        report = class_report(log_softmax(scores, axis=1), labels, vectors, self.config.draws, self.config.seed)
         mass = float(np.exp(np.logaddexp.reduce(scores, axis=1)).mean())
         given = answered(scores).mean(axis=0).tolist()
         return report | {"failed": len(rows) - len(known), "mass": mass, "given": given}
@@ -238,20 +241,14 @@ class Localization:
 
 def steering(record: Record, segments: Segments, vectors: np.ndarray) -> SteerSpan:
     """What a steered record does to its conversation: to all tokens, or to those of its sentence."""
-    marked = np.flatnonzero(segments.perturbed)  # one run of tokens
     return steer_span(
         vectors[record.vector],
         record.magnitude,  # type: ignore[arg-type]
         layers=list(range(*record.layers)),  # type: ignore[misc]
-        span=(int(marked[0]), int(marked[-1]) + 1),
+        span=span(segments),
     )
 
 
 def _arrays(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities [N, C], right answers [N] and vectors [N]."""
     return tuple(np.array([row[name] for row in rows]) for name in ("logprobs", "answer", "vector"))  # type: ignore
-
-
-def _normalised(logprobs: np.ndarray) -> np.ndarray:
-    """Log-probabilities among the answers: what all of them gain or lose together says nothing of which is right."""
-    return logprobs - np.logaddexp.reduce(logprobs, axis=1, keepdims=True)

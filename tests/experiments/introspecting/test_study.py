@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments import introspection
-from experiments.introspecting import evaluation, training
+from experiments.introspecting import evaluation, training_settings
 from experiments.introspecting.evaluation import read_subjects
 from experiments.introspection import Study
 from nmjax.report import results
@@ -20,9 +20,9 @@ ROOT = pathlib.Path(__file__).parents[3]
 SMALL = """
 import sys
 from experiments import introspection
-from experiments.introspecting import evaluation, training
+from experiments.introspecting import evaluation, training_settings
 
-training.PRESETS["tiny"] |= {
+training_settings.PRESETS["tiny"] |= {
     "n": 120, "steps": 12, "warmup": 1, "batch_size": 4, "eval_every": 2, "eval_records": 8, "save_every": 4,
     "steps_per_call": 2, "lora_r": 2, "lora_targets": ("q_proj",),
 }
@@ -84,7 +84,7 @@ def test_all_variants_have_the_same_steps_and_seed():
     assert all(settings.config(name).seed == 3 for name in evaluation.SUITES)
     assert settings.magnitudes == study.training("original").magnitudes
     published = Study(preset="qwen32b")
-    assert published.training("original") == training.TrainingSettings(
+    assert published.training("original") == training_settings.TrainingSettings(
         data="results/introspection/data/original", output="results/introspection/adapters/original"
     )
 

@@ -9,7 +9,8 @@ import pytest
 import models
 from experiments import introspection_data
 from experiments.introspecting import training as module
-from experiments.introspecting.training import Training, TrainingSettings, make_settings, records_of, validation
+from experiments.introspecting.training import Training, records_of, validation
+from experiments.introspecting.training_settings import TrainingSettings, make_settings
 from nmjax.report import results
 
 CHANGES = {
