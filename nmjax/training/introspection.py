@@ -74,13 +74,10 @@ def answer_logprobs(
     _check(module, batch)
     B, R, Q = batch["rows"].shape
     A = batch["answers"].shape[-1]
-    effects = _effects(batch, 1) if perturbed else ()
     rows, rows_mask = batch["rows"].reshape(B * R, Q), batch["rows_mask"].reshape(B * R, Q)
-    if segments == 2:
-        hidden = _two_segments(module, variables, batch, rows, rows_mask, effects, key)
-    else:
-        effects = _effects(batch, R) if perturbed else ()
-        hidden = _one_segment(module, variables, batch, rows, rows_mask, effects, key)
+    run, repeats = (_two_segments, 1) if segments == 2 else (_one_segment, R)
+    effects = _effects(batch, repeats) if perturbed else ()
+    hidden = run(module, variables, batch, rows, rows_mask, effects, key)
     logits: Any = module.apply(variables, hidden[:, -A:], method="unembed")
     logprobs = jax.nn.log_softmax(logits).reshape(B, R, A, -1)
     by_answer = jnp.broadcast_to(logprobs, (B, batch["answers"].shape[1], *logprobs.shape[2:])) if R == 1 else logprobs

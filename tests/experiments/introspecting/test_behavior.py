@@ -215,7 +215,7 @@ def test_what_gave_no_number_is_left_out_and_counted(planted):
 def test_the_published_changes_are_reproduced(shared_data):
     path = shared_data / "introspection" / "reference_behavioral_75_v2.json"
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"no published values at {path}")
     rows = [
         row(r["id"], r["cat"], name, r[name]["p_yes"], r[name]["p_no"])
         for r in json.loads(path.read_text())

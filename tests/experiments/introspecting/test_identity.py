@@ -149,7 +149,7 @@ def test_changes_are_paired_with_the_base(findings):
 def test_the_published_first_tokens_are_reproduced(shared_data):
     path = shared_data / "introspection" / "reference_identity_30_v2.json"
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"no published values at {path}")
     names = ("base", "original", "vague_prompt", "r1_minimal", "food_control", "flipped_labels")
     rows = [
         row(r["id"], r["cat"], name, [NONE], r[name]["p_yes"]) for r in json.loads(path.read_text()) for name in names

@@ -36,7 +36,7 @@ def planned(tmp_path, **flags):
 def coder(shared_data):
     file = shared_data / "configs" / "Qwen2.5-Coder-32B-Instruct_config.json"
     if not file.exists():
-        pytest.skip(f"no {file}")
+        pytest.skip(f"no configuration of that model at {file}")
     return str(file)
 
 
